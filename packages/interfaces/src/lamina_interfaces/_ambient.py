@@ -1,0 +1,296 @@
+"""The second dialect: streams and backends whose time limits are ambient only.
+
+Here `connect(host, port)`, `read(max_bytes)` and `write(data)` take no `timeout=`; a `timeout` block around
+them bounds them. Custom backends are written against `NetworkBackendInterface` and `NetworkStreamInterface`,
+which ask for less than the first dialect does.
+
+The adapters lead both ways. Towards the first dialect a `timeout=` becomes an ambient deadline for the length
+of the call, and passing it gives the error that the first dialect promises. Towards the second, there is
+nothing to translate but the names.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from ._deadlines import Limit, check_seconds, close_deadline, open_deadline
+from ._errors import ArgumentTypeError, ArgumentValueError, DeadlineExceeded, UnsupportedProtocol
+from ._streams import DEFAULT_READ_SIZE, NetworkBackend, NetworkStream
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Iterable
+    from types import TracebackType
+    from typing import Self
+
+    from ._deadlines import Deadline
+    from ._errors import Phase, TimeoutException
+    from ._streams import BytesLike, SocketOption
+
+
+class NetworkStreamInterface:
+    """A two-way stream of bytes to one peer, blocking, bounded by ambient deadlines.
+
+    The promises are those of `NetworkStream`, save for `timeout=`.
+    """
+
+    def read(self, max_bytes: int | None = None) -> bytes:
+        """Return 1 to `max_bytes` bytes (64 KiB for `None`), `b""` at the end. See `NetworkStream.read`."""
+        raise NotImplementedError
+
+    def write(self, data: bytes) -> None:
+        """Send all the bytes. See `NetworkStream.write`."""
+        raise NotImplementedError
+
+    def start_tls(self, ctx: ssl.SSLContext, hostname: str | None = None) -> Any:
+        """Upgrade this stream to TLS, in place. See `NetworkStream.start_tls`."""
+        raise NotImplementedError
+
+    def get_extra_info(self, key: str) -> Any:
+        """Tell what lies beneath, or `None`. See `NetworkStream.get_extra_info`."""
+        return None
+
+    def close(self) -> None:
+        """Close the stream. See `NetworkStream.close`."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class NetworkBackendInterface:
+    """Opens network streams, blocking, bounded by ambient deadlines."""
+
+    def connect(self, host: str, port: int) -> NetworkStreamInterface:
+        """Connect to a TCP port. See `NetworkBackend.connect_tcp`."""
+        raise NotImplementedError
+
+
+class AsyncNetworkStreamInterface:
+    """`NetworkStreamInterface` for asyncio or trio."""
+
+    async def read(self, max_bytes: int | None = None) -> bytes:
+        """Return 1 to `max_bytes` bytes (64 KiB for `None`), `b""` at the end."""
+        raise NotImplementedError
+
+    async def write(self, data: bytes) -> None:
+        """Send all the bytes."""
+        raise NotImplementedError
+
+    async def start_tls(self, ctx: ssl.SSLContext, hostname: str | None = None) -> Any:
+        """Upgrade this stream to TLS, in place."""
+        raise NotImplementedError
+
+    def get_extra_info(self, key: str) -> Any:
+        """Tell what lies beneath, or `None`."""
+        return None
+
+    async def close(self) -> None:
+        """Close the stream."""
+        raise NotImplementedError
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class AsyncNetworkBackendInterface:
+    """`NetworkBackendInterface` for asyncio or trio."""
+
+    async def connect(self, host: str, port: int) -> AsyncNetworkStreamInterface:
+        """Connect to a TCP port."""
+        raise NotImplementedError
+
+
+# --- from the second dialect to the first ------------------------------------------------------------------
+
+
+class _AmbientTimeout:
+    """A `timeout=` as an ambient deadline: the length of one call into the second dialect."""
+
+    __slots__ = ("_deadline", "_limit", "_timeout")
+
+    def __init__(self, timeout: float | None, phase: Phase) -> None:
+        self._timeout = timeout
+        self._limit = Limit(timeout, time.monotonic, phase)
+        self._deadline: Deadline | None = None
+
+    def __enter__(self) -> None:
+        self._limit.check()
+        if self._timeout is not None:
+            self._deadline = open_deadline(self._timeout, time.monotonic())
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._deadline is None:
+            return
+        close_deadline(self._deadline)
+        if isinstance(exc, DeadlineExceeded) and exc.deadline is self._deadline:
+            raise self._translated(exc) from exc
+
+    def _translated(self, exc: DeadlineExceeded) -> TimeoutException:
+        error = self._limit.error()
+        # The backend may have known more than that its time was over: the step, the addresses that it tried.
+        error.phase = exc.phase or error.phase
+        error.origin = exc.origin
+        error.attempts = exc.attempts
+        return error
+
+
+class _StreamFromInterface(NetworkStream):
+    """A stream of the second dialect, used as one of the first."""
+
+    def __init__(self, stream: NetworkStreamInterface) -> None:
+        self._stream = stream
+
+    def read(self, max_bytes: int | None = None, timeout: float | None = None) -> bytes:
+        with _AmbientTimeout(timeout, "read"):
+            return self._stream.read(max_bytes)
+
+    def write(self, buffer: BytesLike, timeout: float | None = None) -> None:
+        # The second dialect's `write` takes `bytes` and nothing else; `bytes(5)` would be five zeros.
+        if not isinstance(buffer, (bytes, bytearray, memoryview)):
+            raise ArgumentTypeError(f"write takes bytes, not {type(buffer).__name__}")
+        with _AmbientTimeout(timeout, "write"):
+            self._stream.write(bytes(buffer))
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> NetworkStream:
+        with _AmbientTimeout(timeout, "tls"):
+            upgraded = self._stream.start_tls(ssl_context, server_hostname)
+        if upgraded is not None:
+            self._stream = upgraded
+        return self
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+    def __repr__(self) -> str:
+        return repr(self._stream)
+
+
+class _BackendFromInterface(NetworkBackend):
+    """A backend of the second dialect, used as one of the first."""
+
+    def __init__(self, backend: NetworkBackendInterface) -> None:
+        self._backend = backend
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[SocketOption] | None = None,
+    ) -> NetworkStream:
+        _refuse_dial_options(local_address, socket_options)
+        with _AmbientTimeout(timeout, "connect"):
+            return _StreamFromInterface(self._backend.connect(host, port))
+
+    def connect_unix_socket(
+        self, path: str, timeout: float | None = None, socket_options: Iterable[SocketOption] | None = None
+    ) -> NetworkStream:
+        raise UnsupportedProtocol(f"{self._backend!r} connects to a host and a port only")
+
+    def sleep(self, seconds: float) -> None:
+        seconds = check_seconds(seconds, "seconds")
+        limit = Limit(None, time.monotonic, "connect")
+        remaining = limit.remaining()
+        if remaining is None or seconds < remaining:
+            time.sleep(seconds)
+        else:
+            time.sleep(remaining)
+            raise limit.error()
+
+    def __repr__(self) -> str:
+        return repr(self._backend)
+
+
+def stream_from_interface(stream: NetworkStreamInterface) -> NetworkStream:
+    """Use a stream of the second dialect where one of the first is wanted.
+
+    A `timeout=` becomes an ambient deadline around the call. A stream that ignores ambient deadlines ignores
+    it, except that an operation whose limit has passed before it begins is not begun.
+    """
+    return _StreamFromInterface(stream)
+
+
+def backend_from_interface(backend: NetworkBackendInterface) -> NetworkBackend:
+    """Use a backend of the second dialect where one of the first is wanted.
+
+    `local_address` and `socket_options` raise `ArgumentValueError`, and `connect_unix_socket`
+    `UnsupportedProtocol`, since the second dialect has no place for them.
+    """
+    return _BackendFromInterface(backend)
+
+
+def _refuse_dial_options(local_address: str | None, socket_options: Iterable[SocketOption] | None) -> None:
+    if local_address is not None or (socket_options is not None and tuple(socket_options)):
+        raise ArgumentValueError("connect(host, port) here takes no local address or socket options")
+
+
+# --- from the first dialect to the second ------------------------------------------------------------------
+
+
+class _InterfaceFromStream(NetworkStreamInterface):
+    """A stream of the first dialect, used as one of the second."""
+
+    def __init__(self, stream: NetworkStream) -> None:
+        self._stream = stream
+
+    def read(self, max_bytes: int | None = None) -> bytes:
+        return self._stream.read(DEFAULT_READ_SIZE if max_bytes is None else max_bytes)
+
+    def write(self, data: bytes) -> None:
+        self._stream.write(data)
+
+    def start_tls(self, ctx: ssl.SSLContext, hostname: str | None = None) -> NetworkStreamInterface:
+        self._stream = self._stream.start_tls(ctx, server_hostname=hostname)
+        return self
+
+    def get_extra_info(self, key: str) -> Any:
+        return self._stream.get_extra_info(key)
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def __repr__(self) -> str:
+        return repr(self._stream)
+
+
+class _InterfaceFromBackend(NetworkBackendInterface):
+    """A backend of the first dialect, used as one of the second."""
+
+    def __init__(self, backend: NetworkBackend) -> None:
+        self._backend = backend
+
+    def connect(self, host: str, port: int) -> NetworkStreamInterface:
+        return _InterfaceFromStream(self._backend.connect_tcp(host, port))
+
+    def __repr__(self) -> str:
+        return repr(self._backend)
+
+
+def interface_from_stream(stream: NetworkStream) -> NetworkStreamInterface:
+    """Use a stream of the first dialect where one of the second is wanted."""
+    return _InterfaceFromStream(stream)
+
+
+def interface_from_backend(backend: NetworkBackend) -> NetworkBackendInterface:
+    """Use a backend of the first dialect where one of the second is wanted."""
+    return _InterfaceFromBackend(backend)

@@ -1,0 +1,410 @@
+"""The contracts: what a network stream and a network backend promise.
+
+The base classes are plain: every method raises `NotImplementedError`, so that a custom stream implements only
+what its use needs, and a wrapper is four or five short methods. This is the first dialect, in which each
+operation takes its own `timeout=`; the second, in which time limits are only ambient, is in `_ambient.py`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, overload
+
+if TYPE_CHECKING:
+    import socket
+    import ssl
+    from collections.abc import Iterable, Sequence
+    from types import TracebackType
+    from typing import Self
+
+BytesLike: TypeAlias = "bytes | bytearray | memoryview"
+"""What `write` takes."""
+
+SocketOption: TypeAlias = "tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]"
+"""The arguments of one `socket.setsockopt` call: level, name, value (and length, where the value is `None`)."""
+
+SocketAddress: TypeAlias = "tuple[Any, ...] | str | bytes"
+"""An address as the `socket` module has it: `(host, port)`, `(host, port, flow, scope)`, or a unix path."""
+
+DEFAULT_READ_SIZE = 64 * 1024
+"""How many bytes `read()` asks for at most when it is given no number."""
+
+
+class ResolvedAddress(NamedTuple):
+    """One address of a host.
+
+    Attributes:
+        family: `socket.AF_INET` or `socket.AF_INET6`.
+        sockaddr: the address in the form that `socket.connect` takes for this family.
+    """
+
+    family: int
+    sockaddr: tuple[Any, ...]
+
+
+class TimingSpan(NamedTuple):
+    """A step in the making of a connection, and when it took place.
+
+    Attributes:
+        name: `"dns"`, `"tcp"`, `"unix"` or `"tls"`; steps of one name may follow each other (TLS in TLS).
+        start: seconds on the backend's clock (`time.monotonic` under threads).
+        end: seconds on the same clock.
+    """
+
+    name: str
+    start: float
+    end: float
+
+
+# The names that `get_extra_info` knows, by what they give. A name that a stream does not know gives `None`.
+_AddressInfo: TypeAlias = Literal["client_addr", "server_addr"]
+
+
+class NetworkStream:
+    """A two-way stream of bytes to one peer, blocking.
+
+    One thread may read while another writes. Two threads that read, or two that write, would mix their bytes:
+    an implementation may raise `ConcurrencyError`, and need not. `close` and `abort` may be called from any
+    thread, at any time, as often as one likes.
+
+    Every operation obeys the smaller of its `timeout` and the ambient deadline (`Limit`). An operation whose
+    limit has passed before it begins does no I/O. Only lamina's exceptions come out.
+    """
+
+    def read(self, max_bytes: int | None = None, timeout: float | None = None) -> bytes:
+        """Wait for bytes, and return those that have come.
+
+        Args:
+            max_bytes: the most bytes to return, at least 1; `None` stands for 64 KiB.
+            timeout: seconds to wait for the first byte, or `None` for no limit of its own.
+
+        Returns:
+            From 1 to `max_bytes` bytes, or `b""` if the peer has ended its side in an orderly way. After that
+            every further read returns `b""` too.
+
+        Raises:
+            ReadTimeout: nothing came within `timeout`. No byte is lost; the stream may be read again.
+            DeadlineExceeded: the ambient deadline passed. As for `ReadTimeout`.
+            ReadError: the connection broke, TLS was cut off without its closing message, or the stream
+                is closed. The stream is of no more use.
+            ConcurrencyError: another thread is reading.
+        """
+        raise NotImplementedError
+
+    def write(self, buffer: BytesLike, timeout: float | None = None) -> None:
+        """Send all the bytes.
+
+        Returns when the operating system has taken the last byte, which does not mean that the peer has. The
+        buffer must not change until then; it is not kept afterwards.
+
+        Args:
+            buffer: the bytes; an empty buffer sends nothing.
+            timeout: seconds for the whole of the buffer, or `None` for no limit of its own.
+
+        Raises:
+            WriteTimeout: the peer did not take all of it within `timeout`. An unknown part has been sent, so
+                the stream can only be closed.
+            DeadlineExceeded: the ambient deadline passed. As for `WriteTimeout`.
+            WriteError: the connection broke, or the stream is closed. As for `WriteTimeout`.
+            ConcurrencyError: another thread is writing.
+        """
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Close the stream in the protocol's way, without waiting for the peer.
+
+        Over TLS the closing message is sent if the system takes it at once. Frees the socket in any case.
+        Never raises; on a closed stream it does nothing. A thread that waits in `read` or `write` gets
+        `ReadError` or `WriteError`.
+        """
+        raise NotImplementedError
+
+    def abort(self) -> None:
+        """Close the stream without any farewell. Never raises or blocks; may be called by a finaliser.
+
+        The base class calls `close`, so that a custom stream need not implement it.
+        """
+        self.close()
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> NetworkStream:
+        """Perform a TLS handshake as the client, and carry on inside TLS.
+
+        Lamina's own streams upgrade in place and return themselves, so that both
+        `stream = stream.start_tls(…)` and `stream.start_tls(…)` are right. May be called on a stream that
+        already is TLS: the new layer runs inside the old one. The context is used as it is, never changed.
+
+        Args:
+            ssl_context: settings, trusted certificates, and the protocols to offer (ALPN).
+            server_hostname: the name that the certificate must bear. Sent as SNI unless it is an IP address.
+            timeout: seconds for the whole handshake, or `None` for no limit of its own.
+
+        Returns:
+            The stream to use from now on.
+
+        Raises:
+            ConnectTimeout: the handshake was not done within `timeout`. The stream is closed.
+            DeadlineExceeded: the ambient deadline passed. The stream is closed.
+            ConnectError: the peer broke off, did not speak TLS, or its certificate was not accepted (the
+                text says why). The stream is closed.
+        """
+        raise NotImplementedError
+
+    @overload
+    def get_extra_info(self, info: _AddressInfo) -> SocketAddress | None: ...
+    @overload
+    def get_extra_info(self, info: Literal["ssl_object"]) -> ssl.SSLObject | None: ...
+    @overload
+    def get_extra_info(self, info: Literal["socket"]) -> socket.socket | None: ...
+    @overload
+    def get_extra_info(self, info: Literal["is_readable"]) -> bool | None: ...
+    @overload
+    def get_extra_info(self, info: Literal["timings"]) -> tuple[TimingSpan, ...] | None: ...
+    @overload
+    def get_extra_info(self, info: str) -> Any: ...
+
+    def get_extra_info(self, info: str) -> Any:
+        """Tell something about what lies beneath the stream.
+
+        Args:
+            info: one of
+
+                - `"client_addr"`, `"server_addr"`: our address and the peer's, as the `socket` module has them;
+                - `"ssl_object"`: the innermost `ssl.SSLObject` (peer certificate, ALPN, …), `None` without TLS;
+                - `"socket"`: the `socket.socket`, for looking at; reading from it would steal bytes;
+                - `"is_readable"`: whether a read would return at once, with bytes or the end of the stream.
+                  A TLS message that carries no data does not count. Never blocks;
+                - `"timings"`: how long each step of connecting took, a tuple of `TimingSpan`.
+
+        Returns:
+            The value, or `None` for a name that this stream does not know. Never raises for a closed stream.
+        """
+        return None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class InterruptibleWriter:
+    """An ability that a `NetworkStream` may have besides: to stop writing when the peer answers.
+
+    A server may reject a large upload after its first bytes and stop reading. Whoever is blocked in `write`
+    then waits for nothing. A stream with this ability lets the HTTP layer hear the answer at once; with any
+    other stream the layer looks between pieces of 64 KiB.
+    """
+
+    def write_until_readable(self, buffer: BytesLike, timeout: float | None = None) -> int:
+        """Send the bytes, but return early once something can be read.
+
+        Args:
+            buffer: the bytes.
+            timeout: seconds for the whole of the buffer, or `None` for no limit of its own.
+
+        Returns:
+            How many bytes were sent: all of them, or fewer if data, or the end of the stream, came in first.
+
+        Raises:
+            WriteTimeout, DeadlineExceeded, WriteError, ConcurrencyError: as `NetworkStream.write`.
+        """
+        raise NotImplementedError
+
+
+class NetworkBackend:
+    """Opens network streams, blocking. Safe to use from several threads at once."""
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[SocketOption] | None = None,
+    ) -> NetworkStream:
+        """Connect to a TCP port.
+
+        Args:
+            host: a name or an IP address (IPv6 without brackets, a zone as `fe80::1%eth0`).
+            port: 1 to 65535.
+            timeout: seconds for all of it: name resolution and every address that is tried.
+            local_address: our own IP address to connect from.
+            socket_options: set before connecting, in order, each as `socket.setsockopt` takes it.
+
+        Returns:
+            The connected stream, the caller's to close.
+
+        Raises:
+            ConnectTimeout: no address answered within `timeout`; `phase` is `"dns"` or `"connect"`, and
+                `attempts` tells the addresses tried. No socket is left.
+            DeadlineExceeded: the ambient deadline passed. As for `ConnectTimeout`.
+            ConnectError: the name is unknown, or no address could be connected to. As for `ConnectTimeout`.
+            ArgumentValueError, ArgumentTypeError: an argument makes no sense. Nothing was tried.
+        """
+        raise NotImplementedError
+
+    def connect_unix_socket(
+        self, path: str, timeout: float | None = None, socket_options: Iterable[SocketOption] | None = None
+    ) -> NetworkStream:
+        r"""Connect to a unix domain socket.
+
+        Args:
+            path: of the socket; one that begins with `"\0"` is in Linux's abstract namespace.
+            timeout: seconds, or `None` for no limit of its own.
+            socket_options: as for `connect_tcp`.
+
+        Returns:
+            The connected stream, the caller's to close.
+
+        Raises:
+            ConnectTimeout, DeadlineExceeded, ConnectError: as for `connect_tcp`.
+            UnsupportedProtocol: this system has no unix sockets.
+        """
+        raise NotImplementedError
+
+    def sleep(self, seconds: float) -> None:
+        """Wait; between two attempts to connect, for instance. Obeys the ambient deadline.
+
+        Args:
+            seconds: how long, not negative.
+
+        Raises:
+            DeadlineExceeded: the ambient deadline passed first.
+        """
+        raise NotImplementedError
+
+
+class Resolver:
+    """Turns a host name into addresses, blocking. For a cache, a fixed table, DNS over HTTPS, …
+
+    The blocking backend calls it in threads of its own, several at once, so it must be thread-safe. A call
+    that outlives the caller's time limit is left to end by itself.
+    """
+
+    def resolve(self, host: str, port: int, family: int) -> Sequence[ResolvedAddress]:
+        """Return the addresses of a host.
+
+        Called once for IPv6 and once for IPv4, side by side, so that the slower of two answers does not hold
+        up the faster (RFC 8305, section 3).
+
+        Args:
+            host: the name as the caller gave it; never an IP address.
+            port: to put into the addresses.
+            family: `socket.AF_INET6` or `socket.AF_INET`. Addresses of another family are left aside, so a
+                resolver may return all that it has, each time.
+
+        Returns:
+            The addresses, best first; empty where there are none of the family.
+
+        Raises:
+            OSError: the look-up failed (`socket.gaierror` among them). It becomes a `ConnectError`, unless the
+                other family has an address that works.
+        """
+        raise NotImplementedError
+
+
+class AsyncNetworkStream:
+    """A two-way stream of bytes to one peer, for asyncio or trio.
+
+    One task may read while another writes; two that read, or two that write, get `ConcurrencyError`. The time
+    limits and the errors are those of `NetworkStream`, method by method.
+
+    A cancelled `read` loses no byte, and the stream may be read again. A cancelled `write` has sent an unknown
+    part, so that the stream can only be closed. A cancelled `start_tls` has closed the stream. `aclose` frees
+    the socket even when it is cancelled.
+    """
+
+    async def read(self, max_bytes: int | None = None, timeout: float | None = None) -> bytes:
+        """Wait for bytes, and return those that have come. See `NetworkStream.read`."""
+        raise NotImplementedError
+
+    async def write(self, buffer: BytesLike, timeout: float | None = None) -> None:
+        """Send all the bytes. See `NetworkStream.write`."""
+        raise NotImplementedError
+
+    async def aclose(self) -> None:
+        """Close the stream in the protocol's way, without waiting for the peer. See `NetworkStream.close`."""
+        raise NotImplementedError
+
+    def abort(self) -> None:
+        """Close the stream at once, without any farewell; never raises or waits.
+
+        Unlike `aclose` it is a plain function, for finalisers and for the paths of cancellation. A custom
+        stream that has no such way may leave it out: then those paths await `aclose`.
+        """
+        raise NotImplementedError
+
+    async def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> AsyncNetworkStream:
+        """Perform a TLS handshake as the client. See `NetworkStream.start_tls`."""
+        raise NotImplementedError
+
+    @overload
+    def get_extra_info(self, info: _AddressInfo) -> SocketAddress | None: ...
+    @overload
+    def get_extra_info(self, info: Literal["ssl_object"]) -> ssl.SSLObject | None: ...
+    @overload
+    def get_extra_info(self, info: Literal["socket"]) -> socket.socket | None: ...
+    @overload
+    def get_extra_info(self, info: Literal["is_readable"]) -> bool | None: ...
+    @overload
+    def get_extra_info(self, info: Literal["timings"]) -> tuple[TimingSpan, ...] | None: ...
+    @overload
+    def get_extra_info(self, info: str) -> Any: ...
+
+    def get_extra_info(self, info: str) -> Any:
+        """Tell something about what lies beneath the stream. See `NetworkStream.get_extra_info`."""
+        return None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+class AsyncInterruptibleWriter:
+    """`InterruptibleWriter` for an `AsyncNetworkStream`."""
+
+    async def write_until_readable(self, buffer: BytesLike, timeout: float | None = None) -> int:
+        """Send the bytes, but return early once something can be read. As `InterruptibleWriter`'s."""
+        raise NotImplementedError
+
+
+class AsyncNetworkBackend:
+    """Opens network streams, for asyncio or trio. May be used by several tasks at once."""
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[SocketOption] | None = None,
+    ) -> AsyncNetworkStream:
+        """Connect to a TCP port. See `NetworkBackend.connect_tcp`; a cancelled call leaves no socket."""
+        raise NotImplementedError
+
+    async def connect_unix_socket(
+        self, path: str, timeout: float | None = None, socket_options: Iterable[SocketOption] | None = None
+    ) -> AsyncNetworkStream:
+        """Connect to a unix domain socket. See `NetworkBackend.connect_unix_socket`."""
+        raise NotImplementedError
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait. See `NetworkBackend.sleep`."""
+        raise NotImplementedError
+
+
+class AsyncResolver:
+    """`Resolver` for asyncio or trio."""
+
+    async def resolve(self, host: str, port: int, family: int) -> Sequence[ResolvedAddress]:
+        """Return the addresses of a host. See `Resolver.resolve`; may be cancelled."""
+        raise NotImplementedError

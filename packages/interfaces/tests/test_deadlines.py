@@ -1,0 +1,430 @@
+"""Deadlines and limits: arithmetic, against tables and a simple oracle, on a clock that only tests move."""
+
+import contextvars
+import itertools
+import math
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from interfaces_clock import VirtualClock
+from lamina_interfaces import (
+    NEVER,
+    ArgumentTypeError,
+    ArgumentValueError,
+    ConnectTimeout,
+    Deadline,
+    DeadlineExceeded,
+    Limit,
+    Phase,
+    PoolTimeout,
+    ReadTimeout,
+    TimeoutException,
+    WriteTimeout,
+    check_seconds,
+    close_deadline,
+    current_deadline,
+    open_deadline,
+)
+
+times = st.floats(min_value=0, max_value=1e9)
+limits = st.none() | st.just(NEVER) | times
+
+
+@pytest.fixture(autouse=True)
+def no_deadline_is_left() -> Iterator[None]:
+    assert current_deadline() is None
+    yield
+    left = current_deadline()
+    while (deadline := current_deadline()) is not None:  # or the next test would fail as well
+        close_deadline(deadline)
+    assert left is None
+
+
+# --- numbers of seconds ------------------------------------------------------------------------------------
+
+BAD_SECONDS: list[tuple[object, type[Exception], str]] = [
+    (-1, ArgumentValueError, "must not be negative or NaN, got -1"),
+    (-1e-300, ArgumentValueError, "must not be negative"),
+    (-math.inf, ArgumentValueError, "must not be negative"),
+    (-(10**400), ArgumentValueError, "must not be negative"),
+    (math.nan, ArgumentValueError, "NaN, got nan"),
+    (True, ArgumentTypeError, "not bool"),
+    (False, ArgumentTypeError, "not bool"),
+    ("3", ArgumentTypeError, "not str"),
+    (b"3", ArgumentTypeError, "not bytes"),
+    (3j, ArgumentTypeError, "not complex"),
+    (Decimal(3), ArgumentTypeError, "not Decimal"),
+    ((3.0,), ArgumentTypeError, "not tuple"),
+]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "checked"),
+    [
+        (None, NEVER),
+        (math.inf, NEVER),
+        (0, 0.0),
+        (0.0, 0.0),
+        (-0.0, 0.0),
+        (3, 3.0),
+        (0.25, 0.25),
+        (5e-324, 5e-324),
+        (10**400, NEVER),  # more than a float can hold, and longer than anybody waits
+    ],
+    ids=lambda value: repr(value)[:20],
+)
+def test_seconds_become_a_float(seconds: float | None, checked: float) -> None:
+    assert check_seconds(seconds) == checked
+    assert type(check_seconds(seconds)) is float
+
+
+@pytest.mark.parametrize(("seconds", "error", "text"), BAD_SECONDS, ids=lambda value: repr(value)[:20])
+@pytest.mark.parametrize(
+    "take",
+    [
+        check_seconds,
+        lambda seconds: Deadline(seconds, now=0.0),
+        lambda seconds: open_deadline(seconds, now=0.0),
+        lambda seconds: Deadline(1.0, now=0.0).reschedule(seconds, now=0.5),
+        lambda seconds: Limit(seconds, VirtualClock(), "read"),
+    ],
+    ids=["check_seconds", "Deadline", "open_deadline", "reschedule", "Limit"],
+)
+def test_what_is_no_number_of_seconds_is_refused(
+    take: Callable[[object], object], seconds: object, error: type[Exception], text: str
+) -> None:
+    with pytest.raises(error, match=text):
+        take(seconds)
+    assert current_deadline() is None
+
+
+def test_the_error_names_the_argument() -> None:
+    with pytest.raises(ArgumentValueError, match="keepalive_expiry must not be negative"):
+        check_seconds(-1, "keepalive_expiry")
+
+
+# --- one deadline ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seconds", "now", "remaining", "expired"),
+    [
+        (3.0, 10.0, 3.0, False),
+        (3.0, 12.5, 0.5, False),
+        (3.0, 13.0, 0.0, True),
+        (3.0, 99.0, 0.0, True),
+        (0, 10.0, 0.0, True),
+        (None, 1e12, NEVER, False),
+        (NEVER, 1e12, NEVER, False),
+    ],
+)
+def test_a_deadline_ends_exactly_when_its_seconds_are_over(
+    seconds: float | None, now: float, remaining: float, expired: bool
+) -> None:
+    deadline = Deadline(seconds, now=10.0)
+    assert deadline.remaining(now) == remaining
+    assert deadline.expired(now) is expired
+
+
+def test_a_cancelled_deadline_never_ends() -> None:
+    deadline = Deadline(3.0, now=10.0)
+    deadline.cancel()
+    assert (deadline.limit, deadline.remaining(1e12), deadline.expired(1e12)) == (NEVER, NEVER, False)
+
+
+def test_a_rescheduled_deadline_ends_that_many_seconds_from_now() -> None:
+    deadline = Deadline(3.0, now=10.0)
+    deadline.reschedule(5.0, now=12.0)
+    assert (deadline.expires_at, deadline.limit) == (17.0, 7.0)
+    deadline.reschedule(None, now=12.5)
+    assert (deadline.expires_at, deadline.limit) == (NEVER, NEVER)
+    deadline.reschedule(0, now=13.0)
+    assert deadline.expired(13.0)
+
+
+@given(opened_at=times, later=times, seconds=times)
+def test_rescheduling_adds_no_rounding_of_its_own(opened_at: float, later: float, seconds: float) -> None:
+    deadline = Deadline(1.0, now=opened_at)
+    deadline.reschedule(seconds, now=opened_at + later)
+    assert deadline.expires_at == opened_at + later + seconds
+
+
+def test_the_error_of_a_deadline_tells_its_circumstances() -> None:
+    deadline = Deadline(3.0, now=10.0)
+    error = deadline.exceeded(now=13.5, phase="tls")
+    assert isinstance(error, TimeoutError)
+    assert (error.deadline, error.phase, error.elapsed, error.limit) == (deadline, "tls", 3.5, 3.0)
+    assert str(error) == "the deadline has passed (phase tls, 3.500 s of 3 s)"
+    assert deadline.exceeded(now=13.5).phase is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(3.0, "<Deadline [3 s]>"), (0.25, "<Deadline [0.25 s]>"), (None, "<Deadline [no limit]>")],
+)
+def test_repr_shows_the_limit(seconds: float | None, text: str) -> None:
+    assert repr(Deadline(seconds, now=0.0)) == text
+
+
+# --- nested deadlines --------------------------------------------------------------------------------------
+
+
+@given(blocks=st.lists(limits, min_size=1, max_size=6), now=times)
+def test_the_soonest_of_nested_deadlines_counts_and_of_equals_the_outermost(
+    blocks: list[float | None], now: float
+) -> None:
+    chain: list[Deadline] = []
+    for seconds in blocks:
+        chain.append(Deadline(seconds, now, chain[-1] if chain else None))
+    ends = [deadline.expires_at for deadline in chain]
+    assert chain[-1].soonest() is chain[ends.index(min(ends))]
+
+
+def test_deadlines_open_and_close_like_brackets() -> None:
+    outer = open_deadline(3.0, now=0.0)
+    inner = open_deadline(1.0, now=0.0)
+    assert (current_deadline(), inner.outer, outer.outer) == (inner, outer, None)
+    close_deadline(inner)
+    assert current_deadline() is outer
+    close_deadline(outer)
+    assert current_deadline() is None
+
+
+def test_a_deadline_that_is_closed_before_an_inner_one_only_takes_out_itself() -> None:
+    outer, middle, inner = (open_deadline(seconds, now=0.0) for seconds in (3.0, 1.0, 2.0))
+    close_deadline(middle)
+    assert current_deadline() is inner
+    assert inner.outer is outer
+    assert inner.soonest() is inner
+    close_deadline(inner)
+    assert current_deadline() is outer
+    close_deadline(outer)
+
+
+def test_a_deadline_that_is_closed_elsewhere_stops_counting_and_leaves_that_place_alone() -> None:
+    here = open_deadline(1.0, now=0.0)
+
+    def elsewhere() -> bool:
+        theirs = open_deadline(5.0, now=0.0)
+        close_deadline(here)
+        return current_deadline() is theirs
+
+    assert contextvars.Context().run(elsewhere)
+    assert current_deadline() is here
+    assert not here.expired(1e12)
+    close_deadline(here)
+
+
+def test_closing_twice_does_no_harm() -> None:
+    outer = open_deadline(3.0, now=0.0)
+    inner = open_deadline(1.0, now=0.0)
+    close_deadline(inner)
+    close_deadline(inner)
+    assert current_deadline() is outer
+    close_deadline(outer)
+
+
+def test_threads_do_not_see_each_others_deadlines() -> None:
+    seen: list[list[Deadline | None]] = []
+    opened = threading.Barrier(3)
+
+    def work(seconds: float) -> None:
+        before = current_deadline()
+        mine = open_deadline(seconds, now=0.0)
+        opened.wait(10)  # now each thread has one open
+        seen.append([before, mine.outer, None if current_deadline() is mine else mine])
+        close_deadline(mine)
+
+    ours = open_deadline(3.0, now=0.0)
+    threads = [threading.Thread(target=work, args=(seconds,)) for seconds in (1.0, 2.0)]
+    for thread in threads:
+        thread.start()
+    opened.wait(10)
+    assert current_deadline() is ours
+    for thread in threads:
+        thread.join(10)
+    close_deadline(ours)
+    assert seen == [[None, None, None]] * 2
+
+
+# --- the limit of one operation ----------------------------------------------------------------------------
+
+ERROR_OF_PHASE: dict[Phase, type[TimeoutException]] = {
+    "pool": PoolTimeout,
+    "dns": ConnectTimeout,
+    "connect": ConnectTimeout,
+    "tls": ConnectTimeout,
+    "proxy": ConnectTimeout,
+    "write": WriteTimeout,
+    "read": ReadTimeout,
+    "close": WriteTimeout,
+}
+
+
+def test_the_table_of_errors_has_every_phase() -> None:
+    assert set(ERROR_OF_PHASE) == set(get_args(Phase))
+
+
+@pytest.mark.parametrize(("phase", "error"), ERROR_OF_PHASE.items())
+def test_a_time_out_gives_the_error_of_its_phase(phase: Phase, error: type[TimeoutException]) -> None:
+    clock = VirtualClock(100.0)
+    limit = Limit(2.0, clock, phase)
+    clock.sleep(2.5)
+    caught = limit.error()
+    assert type(caught) is error
+    assert (caught.phase, caught.elapsed, caught.limit) == (phase, 2.5, 2.0)
+    assert caught.message == error.default_message
+    assert limit.error("the peer is asleep").message == "the peer is asleep"
+
+
+@pytest.mark.parametrize("phase", ERROR_OF_PHASE)
+def test_an_ambient_deadline_gives_deadline_exceeded_in_every_phase(phase: Phase) -> None:
+    clock = VirtualClock(100.0)
+    deadline = open_deadline(1.0, clock())
+    clock.sleep(0.25)
+    limit = Limit(2.0, clock, phase)
+    clock.sleep(0.75)
+    caught = limit.error()
+    close_deadline(deadline)
+    assert isinstance(caught, DeadlineExceeded)
+    assert (caught.deadline, caught.phase, caught.elapsed, caught.limit) == (deadline, phase, 1.0, 1.0)
+
+
+def test_the_phase_may_change_on_the_way() -> None:
+    clock = VirtualClock()
+    limit = Limit(1.0, clock, "dns")
+    limit.phase = "tls"
+    clock.sleep(1.0)
+    assert limit.error().phase == "tls"
+
+
+def test_a_limit_is_exact_on_its_clock() -> None:
+    clock = VirtualClock(100.0)
+    limit = Limit(2.0, clock, "read")
+    assert limit.remaining() == 2.0
+    clock.now = math.nextafter(102.0, 0)
+    assert not limit.expired()
+    limit.check()
+    clock.now = 102.0
+    assert limit.remaining() == 0.0
+    assert limit.expired()
+    with pytest.raises(ReadTimeout):
+        limit.check()
+    clock.now = 1e9
+    assert limit.remaining() == 0.0
+
+
+@pytest.mark.parametrize("timeout", [0, 0.0, -0.0])
+def test_a_limit_of_nothing_has_passed_at_once(timeout: float) -> None:
+    with pytest.raises(WriteTimeout):
+        Limit(timeout, VirtualClock(5.0), "write").check()
+
+
+@pytest.mark.parametrize("timeout", [None, NEVER])
+def test_no_limit_is_none_whatever_the_time(timeout: float | None) -> None:
+    clock = VirtualClock()
+    limit = Limit(timeout, clock, "read")
+    clock.sleep(1e12)
+    assert limit.remaining() is None
+    assert not limit.expired()
+    limit.check()
+
+
+def test_an_operation_without_limits_never_reads_the_clock() -> None:
+    clock = VirtualClock()
+    limit = Limit(None, clock, "read")
+    for _ in range(3):
+        limit.remaining()
+        limit.expired()
+        limit.check()
+    assert clock.readings == 0
+
+
+def test_a_limit_says_whether_a_deadline_is_part_of_it() -> None:
+    clock = VirtualClock()
+    assert not Limit(3.0, clock, "read").is_ambient
+    deadline = open_deadline(None, clock())  # without limit now; it may be given one during the wait
+    assert Limit(3.0, clock, "read").is_ambient
+    assert Limit(None, clock, "read").is_ambient
+    close_deadline(deadline)
+
+
+def test_a_limit_keeps_to_the_deadlines_of_the_place_where_it_was_made() -> None:
+    clock = VirtualClock()
+    before = Limit(None, clock, "read")
+    deadline = open_deadline(1.0, clock())
+    within = Limit(None, clock, "read")
+    close_deadline(deadline)
+    assert (before.remaining(), within.remaining()) == (None, 1.0)
+
+
+@dataclass
+class Block:
+    """What the oracle knows of one open block."""
+
+    deadline: Deadline
+    ends: float
+
+
+changes = st.tuples(st.integers(0, 9), st.just("cancel") | limits)
+
+
+@given(
+    start=times,
+    blocks=st.lists(st.tuples(times, limits), max_size=4),
+    timeout=limits,
+    steps=st.lists(st.tuples(times, st.none() | changes), max_size=6),
+)
+def test_a_limit_is_the_smaller_of_its_time_out_and_every_deadline_around_it(
+    start: float,
+    blocks: list[tuple[float, float | None]],
+    timeout: float | None,
+    steps: list[tuple[float, tuple[int, str | float | None] | None]],
+) -> None:
+    clock = VirtualClock(start)
+    opened: list[Block] = []
+    for pause, seconds in blocks:
+        clock.sleep(pause)
+        deadline = open_deadline(seconds, clock.now)
+        opened.append(Block(deadline, clock.now + (NEVER if seconds is None else seconds)))
+    try:
+        limit = Limit(timeout, clock, "read")
+        own_end = clock.now + (NEVER if timeout is None else timeout)
+        for pause, change in itertools.chain([(0.0, None)], steps):
+            clock.sleep(pause)
+            if change is not None and opened:
+                which, what = change
+                block = opened[which % len(opened)]
+                if what == "cancel":
+                    block.deadline.cancel()
+                    block.ends = NEVER
+                else:
+                    assert not isinstance(what, str)
+                    block.deadline.reschedule(what, clock.now)
+                    block.ends = clock.now + (NEVER if what is None else what)
+
+            ambient_end = min((block.ends for block in opened), default=NEVER)
+            end = min(own_end, ambient_end)
+            assert limit.remaining() == (None if end == NEVER else max(0.0, end - clock.now))
+            assert limit.expired() is (clock.now >= end)
+            if not limit.expired():
+                limit.check()
+                continue
+            with pytest.raises(TimeoutException) as caught:
+                limit.check()
+            if ambient_end <= own_end:
+                assert isinstance(caught.value, DeadlineExceeded)
+                assert caught.value.deadline is next(b.deadline for b in opened if b.ends == ambient_end)
+            else:
+                assert type(caught.value) is ReadTimeout
+                assert caught.value.limit == timeout
+    finally:
+        for block in reversed(opened):
+            close_deadline(block.deadline)
