@@ -1,0 +1,115 @@
+"""The scripted backend and its streams for asyncio and trio."""
+
+from __future__ import annotations
+
+import sys
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from lamina_interfaces import AsyncNetworkBackend, AsyncNetworkStream, Limit, check_seconds, running_runtime
+
+from ._script import Script, checked_chunks, count_chunks
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Iterable
+
+    from lamina_interfaces import BytesLike, SocketOption
+
+
+def _now() -> float:
+    """The clock of the running event loop, which ambient deadlines are measured on."""
+    runtime = running_runtime()
+    if runtime == "trio":
+        return float(sys.modules["trio"].current_time())
+    if runtime == "asyncio":
+        return float(sys.modules["asyncio"].get_running_loop().time())
+    return monotonic()
+
+
+class AsyncMockStream(AsyncNetworkStream):
+    """`MockStream` for asyncio and trio. No operation waits or lets another task run.
+
+    Args:
+        buffer: what the peer says. The list is copied.
+        http2: whether ALPN has chosen HTTP/2.
+
+    Raises:
+        ArgumentTypeError: `buffer` is not a list of bytes.
+    """
+
+    def __init__(self, buffer: list[bytes], http2: bool = False) -> None:
+        self._script = Script(buffer, http2)
+
+    async def read(self, max_bytes: int | None = None, timeout: float | None = None) -> bytes:
+        return self._script.read(max_bytes, Limit(timeout, _now, "read"))
+
+    async def write(self, buffer: BytesLike, timeout: float | None = None) -> None:
+        self._script.write(buffer, Limit(timeout, _now, "write"))
+
+    async def aclose(self) -> None:
+        self._script.close()
+
+    def abort(self) -> None:
+        self._script.close()
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,
+    ) -> AsyncMockStream:
+        self._script.start_tls(Limit(timeout, _now, "tls"))
+        return self
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._script.get_extra_info(info)
+
+    def __repr__(self) -> str:
+        return f"<AsyncMockStream [{self._script.describe()}]>"
+
+
+class AsyncMockBackend(AsyncNetworkBackend):
+    """`MockBackend` for asyncio and trio. No operation waits or lets another task run.
+
+    Args:
+        buffer: what the peer says on each connection. Items that are added later count for later connections.
+        http2: whether ALPN chooses HTTP/2 on them.
+
+    Raises:
+        ArgumentTypeError: `buffer` is not a list of bytes.
+    """
+
+    def __init__(self, buffer: list[bytes], http2: bool = False) -> None:
+        checked_chunks(buffer)
+        self._buffer = buffer
+        self._http2 = http2
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[SocketOption] | None = None,
+    ) -> AsyncMockStream:
+        return self._connect(timeout)
+
+    async def connect_unix_socket(
+        self,
+        path: str,
+        timeout: float | None = None,
+        socket_options: Iterable[SocketOption] | None = None,
+    ) -> AsyncMockStream:
+        return self._connect(timeout)
+
+    def _connect(self, timeout: float | None) -> AsyncMockStream:
+        Limit(timeout, _now, "connect").check()
+        return AsyncMockStream(self._buffer, self._http2)
+
+    async def sleep(self, seconds: float) -> None:
+        check_seconds(seconds, "seconds")
+        Limit(None, _now, "connect").check()
+
+    def __repr__(self) -> str:
+        return f"<AsyncMockBackend [{count_chunks(self._buffer)}{', HTTP/2' if self._http2 else ''}]>"
