@@ -1,0 +1,321 @@
+"""Dialling: happy eyeballs, carried out in the calling thread.
+
+What is tried when is decided by `lamina_interfaces.dialing.Dialer`, whose text has the theory. Here are the
+sockets: all attempts are non-blocking, one `poll` waits for them and for the look-ups' threads together, and
+every way out closes every socket but the winner's.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from lamina_interfaces import (
+    ArgumentTypeError,
+    ArgumentValueError,
+    ConnectError,
+    ResolvedAddress,
+    TimeoutException,
+    TimingSpan,
+)
+from lamina_interfaces.dialing import Connected, Dialer, GiveUp, StartAttempt, Wait
+
+from ._resolving import LOOKUPS, ip_address, says_none
+from ._stream import SyncStream
+from ._translation import describe, network_error
+from ._waiting import READ, WRITE, new_poll, wait
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from lamina_interfaces import Limit, Resolver, SocketOption
+
+    from ._resolving import Lookup
+
+FAMILIES = (socket.AF_INET6, socket.AF_INET)
+"""The preferred one first (RFC 8305, section 4)."""
+
+_STREAM = socket.SOCK_STREAM | getattr(socket, "SOCK_NONBLOCK", 0)
+
+_UNDER_WAY = (errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EALREADY, errno.EINTR)
+
+
+class Dial:
+    """One call of `connect_tcp`.
+
+    Args:
+        host: a name or an IP address as the caller gave it, checked.
+        ascii_host: the same, IDNA-encoded.
+        port: checked.
+        limit: for all of it.
+        local_address: to connect from, or `None`.
+        defaults: options that are set where the system knows them.
+        options: the caller's options, which must be possible.
+        resolver: for a name.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        ascii_host: str,
+        port: int,
+        *,
+        limit: Limit,
+        local_address: ResolvedAddress | None,
+        defaults: Sequence[SocketOption],
+        options: Sequence[SocketOption],
+        resolver: Resolver,
+    ) -> None:
+        self._host = host
+        self._ascii_host = ascii_host
+        self._port = port
+        self._limit = limit
+        self._local_address = local_address
+        self._defaults = defaults
+        self._options = options
+        self._resolver = resolver
+        self._started_at = monotonic()
+        self._dialed_at: float | None = None
+        self._poll = new_poll()
+        self._sockets: dict[int, socket.socket] = {}  # by the index of the attempt
+        self._indices: dict[int, int] = {}  # of the attempts, by file descriptor
+        self._lookups: dict[int, Lookup] = {}  # by family
+        self._look_up_error: BaseException | None = None
+        self._wake_up: tuple[socket.socket, socket.socket] | None = None
+        self._timings: tuple[TimingSpan, ...] = ()
+        self._stream: SyncStream | None = None
+        families = FAMILIES if local_address is None else (local_address.family,)
+        self._dialer = Dialer(families)
+
+    def run(self) -> SyncStream:
+        """Connect.
+
+        Raises:
+            ConnectTimeout, DeadlineExceeded, ConnectError: with the attempts. No socket is left.
+        """
+        try:
+            try:
+                self._find_addresses()
+                return self._connect()
+            finally:
+                self._clean_up()
+        except BaseException:
+            if self._stream is not None:
+                self._stream.abort()
+            raise
+
+    # --- addresses -----------------------------------------------------------------------------------------
+
+    def _find_addresses(self) -> None:
+        try:
+            address = ip_address(self._ascii_host, self._port)
+        except ValueError as exc:
+            if ":" in self._host:
+                raise ConnectError(str(exc), phase="connect") from exc
+            self._look_up()
+        else:
+            for family in self._dialer.looking_up:
+                self._dialer.found(family, [address], self._started_at)
+
+    def _look_up(self) -> None:
+        self._limit.phase = "dns"
+        try:
+            self._wake_up = socket.socketpair()
+        except OSError as exc:
+            raise network_error(exc, "dns", f"the name {self._host!r} could not be looked up") from exc
+        ours, theirs = self._wake_up
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        self._poll.register(ours.fileno(), READ)
+        for family in self._dialer.looking_up:
+            self._lookups[family] = LOOKUPS.join(self._resolver, self._host, self._port, family, self._wake)
+
+    def _wake(self) -> None:
+        # Called by another thread, until `leave`.
+        assert self._wake_up is not None
+        try:
+            self._wake_up[1].send(b"!")
+        except OSError:
+            pass  # closed: an interrupt came between joining and taking note of it
+
+    def _hear_answers(self) -> None:
+        assert self._wake_up is not None
+        self._wake_up[0].recv(len(FAMILIES))
+        now = monotonic()
+        for family, lookup in list(self._lookups.items()):
+            if not lookup.done:
+                continue
+            LOOKUPS.leave(lookup, self._wake)
+            del self._lookups[family]
+            if lookup.addresses is not None:
+                self._dialer.found(family, lookup.addresses, now)
+                continue
+            self._dialer.not_found(family)
+            if self._look_up_error is None or says_none(self._look_up_error):
+                # "Ask again later" for one family tells more than "there is none" for the other.
+                self._look_up_error = lookup.error
+        if not self._lookups:
+            self._poll.unregister(self._wake_up[0].fileno())
+
+    # --- attempts ------------------------------------------------------------------------------------------
+
+    def _connect(self) -> SyncStream:
+        while True:
+            match self._dialer.next_action(monotonic()):
+                case StartAttempt(index, address):
+                    self._start(index, address)
+                case Wait(until):
+                    self._wait(until)
+                case Connected(index):
+                    return self._finish(index)
+                case GiveUp():
+                    raise self._failure()
+
+    def _start(self, index: int, address: ResolvedAddress) -> None:
+        if self._dialed_at is None:
+            self._dialed_at = monotonic()
+            self._limit.phase = "connect"
+            if self._wake_up is not None:
+                self._timings = (TimingSpan("dns", self._started_at, self._dialed_at),)
+        try:
+            sock = self._sockets[index] = socket.socket(address.family, _STREAM)
+            sock.setblocking(False)
+            set_options(sock, self._defaults, self._options)
+            if self._local_address is not None:
+                sock.bind(self._local_address.sockaddr)
+            number = sock.connect_ex(address.sockaddr)
+        except OSError as exc:
+            self._failed(index, exc.errno)
+            return
+        if number in _UNDER_WAY:
+            self._indices[sock.fileno()] = index
+            self._poll.register(sock.fileno(), WRITE)
+        else:
+            self._ended(index, number)
+
+    def _wait(self, until: float | None) -> None:
+        try:
+            ready = wait(self._poll, self._limit, until)
+        except TimeoutException:
+            raise self._timeout() from None
+        for fd, _ in ready:
+            if fd in self._indices:
+                self._poll.unregister(fd)
+                index = self._indices.pop(fd)
+                number = self._sockets[index].getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                self._ended(index, number)
+                if not number:
+                    return
+            else:
+                self._hear_answers()
+
+    def _ended(self, index: int, number: int) -> None:
+        if not number and connected_to_itself(self._sockets[index]):
+            number = errno.ECONNREFUSED  # nobody listens there
+        if number:
+            self._failed(index, number)
+        else:
+            self._dialer.connected(index)
+
+    def _failed(self, index: int, number: int | None) -> None:
+        if index in self._sockets:
+            self._sockets[index].close()  # before it is forgotten, lest an interrupt come in between
+            del self._sockets[index]
+        self._dialer.failed(index, number, monotonic())
+
+    # --- outcomes ------------------------------------------------------------------------------------------
+
+    def _finish(self, index: int) -> SyncStream:
+        assert self._dialed_at is not None
+        timings = (*self._timings, TimingSpan("tcp", self._dialed_at, monotonic()))
+        self._stream = SyncStream(self._sockets[index], timings=timings)
+        del self._sockets[index]
+        return self._stream
+
+    def _clean_up(self) -> None:
+        for lookup in self._lookups.values():
+            LOOKUPS.leave(lookup, self._wake)
+        for sock in self._sockets.values():
+            sock.close()
+        for sock in self._wake_up or ():
+            sock.close()
+
+    @property
+    def _where(self) -> str:
+        return f"[{self._host}]:{self._port}" if ":" in self._host else f"{self._host}:{self._port}"
+
+    def _timeout(self) -> TimeoutException:
+        doing = "looking up the name of" if self._dialed_at is None else "connecting to"
+        untried = f"; {self._dialer.untried} addresses were left untried" if self._dialer.untried else ""
+        error = self._limit.error(f"{doing} {self._where} took too long{untried}")
+        error.attempts = self._dialer.attempts(monotonic())
+        return error
+
+    def _failure(self) -> ConnectError:
+        now = monotonic()
+        attempts = self._dialer.attempts(now)
+        elapsed = now - self._started_at
+        if not attempts:
+            why = "it has no addresses" if self._look_up_error is None else describe(self._look_up_error)
+            if self._local_address is not None:
+                why += ", of the local address's family"
+            error = ConnectError(f"{self._where} could not be resolved: {why}", phase="dns", elapsed=elapsed)
+            error.__cause__ = self._look_up_error
+            return error
+        number = attempts[-1].errno
+        # Made anew, for what was raised or reported had a traceback that holds on to the sockets.
+        cause = OSError(number, os.strerror(number)) if number is not None else None
+        why = "no address could be used" if cause is None else str(cause.strerror)
+        error = ConnectError(
+            f"could not connect to {self._where}: {why}",
+            phase="connect",
+            attempts=attempts,
+            elapsed=elapsed,
+            errno=number,
+        )
+        error.__cause__ = cause
+        return error
+
+
+def set_options(
+    sock: socket.socket, defaults: Iterable[SocketOption], options: Iterable[SocketOption] = ()
+) -> None:
+    """Set options on a socket: defaults as far as the system knows them, then the caller's.
+
+    Raises:
+        OSError: the system refuses one of the caller's.
+        ArgumentTypeError, ArgumentValueError: one is not made of the right things.
+    """
+    for option in defaults:
+        try:
+            _set_option(sock, option)
+        except OSError:
+            pass  # a comfort that this kernel or sandbox does not have
+    for option in options:
+        try:
+            _set_option(sock, option)
+        except TypeError as exc:
+            raise ArgumentTypeError(f"socket option {option!r}: {exc}") from exc
+        except (OverflowError, ValueError) as exc:
+            raise ArgumentValueError(f"socket option {option!r}: {exc}") from exc
+
+
+def _set_option(sock: socket.socket, option: SocketOption) -> None:
+    if len(option) == 4:
+        sock.setsockopt(*option)
+    else:
+        sock.setsockopt(*option)
+
+
+def connected_to_itself(sock: socket.socket) -> bool:
+    """Whether the system chose our own port as the peer (RFC 9293, section 3.5: simultaneous open).
+
+    That happens on the way to a local port within the ephemeral range where nobody listens.
+    """
+    try:
+        return bool(sock.getsockname() == sock.getpeername())
+    except OSError:  # reset already; the first use will tell
+        return False

@@ -1,0 +1,238 @@
+"""The blocking stream: a socket, and any number of layers of TLS."""
+
+from __future__ import annotations
+
+import warnings
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from lamina_interfaces import (
+    DEFAULT_READ_SIZE,
+    ArgumentTypeError,
+    ArgumentValueError,
+    ConcurrencyError,
+    InterruptibleWriter,
+    Limit,
+    NetworkError,
+    NetworkStream,
+    TimingSpan,
+)
+from lamina_interfaces.dialing import format_address
+
+from ._transport import READING, WRITING, Transport
+
+if TYPE_CHECKING:
+    import socket
+    import ssl
+
+    from lamina_interfaces import BytesLike, SocketAddress
+
+    from ._tls import TLSChannel
+
+
+class SyncStream(NetworkStream, InterruptibleWriter):
+    """A stream over a connected socket. The contract is `NetworkStream`'s.
+
+    One thread may read while another writes; a second reader or writer gets `ConcurrencyError`. `close` and
+    `abort` may be called from any thread and wake those who wait.
+
+    Args:
+        sock: a connected stream socket (TCP or unix), not an `ssl.SSLSocket`. The stream's from now on; it is
+            made non-blocking.
+        timings: how long the steps of connecting took.
+    """
+
+    def __init__(self, sock: socket.socket, *, timings: tuple[TimingSpan, ...] = ()) -> None:
+        if hasattr(sock, "do_handshake"):
+            raise ArgumentTypeError("SyncStream takes a plain socket; use start_tls for TLS")
+        sock.setblocking(False)
+        self._transport = Transport(sock)
+        self._tls: TLSChannel | None = None
+        self._timings = timings
+        # Asked for now, because a closed socket cannot tell, and warnings name the peer.
+        self._client_addr = _address(sock.getsockname)
+        self._server_addr = _address(sock.getpeername)
+
+    # --- bytes ---------------------------------------------------------------------------------------------
+
+    def read(self, max_bytes: int | None = None, timeout: float | None = None) -> bytes:
+        """Wait for bytes, and return those that have come. See `NetworkStream.read`."""
+        size = DEFAULT_READ_SIZE if max_bytes is None else _check_size(max_bytes)
+        limit = Limit(timeout, monotonic, "read")
+        limit.check()
+        transport = self._transport
+        try:
+            transport.enter(limit, READING, "read")
+            if self._tls is None:
+                return transport.receive(size, limit)
+            return self._tls.read(size, limit)
+        finally:
+            transport.leave(limit)
+
+    def write(self, buffer: BytesLike, timeout: float | None = None) -> None:
+        """Send all the bytes. See `NetworkStream.write`."""
+        view = _view(buffer)
+        limit = Limit(timeout, monotonic, "write")
+        limit.check()
+        transport = self._transport
+        try:
+            transport.enter(limit, WRITING, "write")
+            if not view:
+                return
+            if self._tls is None:
+                transport.send(view, limit)
+            else:
+                self._tls.write(view, limit)
+        finally:
+            transport.leave(limit)
+
+    def write_until_readable(self, buffer: BytesLike, timeout: float | None = None) -> int:
+        """Send the bytes, but return early once something can be read. See `InterruptibleWriter`.
+
+        Over TLS, up to 128 KiB that have been encrypted but not sent count as sent; the next read or write sends
+        them. While another thread reads, that one will hear the answer, and all of the bytes are sent.
+        """
+        view = _view(buffer)
+        limit = Limit(timeout, monotonic, "write")
+        limit.check()
+        transport = self._transport
+        try:
+            transport.enter(limit, READING | WRITING, "write")
+            if self._tls is None:
+                return transport.send_until_readable(view, limit)
+            return self._tls.write_until_readable(view, limit)
+        except ConcurrencyError:
+            self.write(view, timeout)  # refused too, if it is another writer
+            return len(view)
+        finally:
+            transport.leave(limit)
+
+    # --- TLS -----------------------------------------------------------------------------------------------
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> SyncStream:
+        """Perform a TLS handshake as the client, in place. See `NetworkStream.start_tls`.
+
+        Returns:
+            This stream.
+        """
+        user = object()
+        try:
+            self._start_tls(user, ssl_context, server_hostname, timeout)
+        except ConcurrencyError:
+            raise  # the stream belongs to another thread
+        except BaseException:
+            self.abort()
+            raise
+        finally:
+            self._transport.leave(user)
+        return self
+
+    def _start_tls(
+        self, user: object, ssl_context: ssl.SSLContext, server_hostname: str | None, timeout: float | None
+    ) -> None:
+        # Lazily: a client of plain HTTP never needs them.
+        from lamina_interfaces.tls import TLSEngine
+
+        from ._tls import TLSChannel
+
+        limit = Limit(timeout, monotonic, "tls")
+        limit.check()
+        start = monotonic()
+        self._transport.enter(user, READING | WRITING, "tls")
+        beneath = self._tls
+        engine = TLSEngine(ssl_context, server_hostname, over=None if beneath is None else beneath.engine)
+        channel = TLSChannel(self._transport, engine, beneath)
+        channel.handshake(limit)
+        self._tls = channel
+        self._timings += (TimingSpan("tls", start, monotonic()),)
+
+    # --- the end -------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Close in the protocol's way, without waiting for the peer. See `NetworkStream.close`."""
+        transport = self._transport
+        try:
+            if self._tls is not None and not transport.closed and not transport.inherited:
+                self._tls.farewell()
+        finally:
+            transport.close()
+
+    def abort(self) -> None:
+        """Close without any farewell. Never raises or blocks. See `NetworkStream.abort`."""
+        self._transport.close()
+
+    def __del__(self) -> None:
+        transport = getattr(self, "_transport", None)
+        if transport is None or transport.closed or transport.sock.fileno() < 0:
+            return
+        try:
+            if not transport.inherited:
+                warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+        finally:
+            transport.close()
+
+    # --- facts ---------------------------------------------------------------------------------------------
+
+    def get_extra_info(self, info: str) -> Any:
+        """Tell something about what lies beneath. See `NetworkStream.get_extra_info`."""
+        match info:
+            case "client_addr":
+                return self._client_addr
+            case "server_addr":
+                return self._server_addr
+            case "socket":
+                return self._transport.sock
+            case "ssl_object":
+                return None if self._tls is None else self._tls.engine.ssl_object
+            case "is_readable":
+                return self._is_readable()
+            case "timings":
+                return self._timings
+        return None
+
+    def _is_readable(self) -> bool:
+        transport = self._transport
+        if transport.closed:
+            return True
+        user = object()
+        try:
+            transport.enter(user, READING, "read")
+            return transport.readable_now() if self._tls is None else self._tls.readable()
+        except ConcurrencyError:
+            return False  # what comes belongs to the thread that is reading
+        except NetworkError:
+            return True  # closed in between
+        finally:
+            transport.leave(user)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._transport.closed else "open"
+        peer = "an unnamed peer" if not self._server_addr else format_address(self._server_addr)
+        tls = "" if self._tls is None else ", TLS"
+        return f"<SyncStream [{state}, {peer}{tls}]>"
+
+
+def _address(ask: Any) -> SocketAddress | None:
+    try:
+        address: SocketAddress = ask()
+    except OSError:  # the peer has gone already
+        return None
+    return address
+
+
+def _check_size(max_bytes: int) -> int:
+    if isinstance(max_bytes, bool) or not isinstance(max_bytes, int):
+        raise ArgumentTypeError(f"max_bytes must be an int or None, not {type(max_bytes).__name__}")
+    if max_bytes < 1:
+        raise ArgumentValueError(f"max_bytes must be at least 1, got {max_bytes}")
+    return max_bytes
+
+
+def _view(buffer: BytesLike) -> memoryview:
+    try:
+        view = memoryview(buffer)
+        return view if view.format == "B" and view.contiguous and view.ndim == 1 else view.cast("B")
+    except TypeError as exc:
+        raise ArgumentTypeError(f"a buffer of bytes is needed: {exc}") from exc

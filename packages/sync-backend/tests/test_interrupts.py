@@ -1,0 +1,229 @@
+"""Interrupts at every line, and forks: no socket is left, and the parent's is not touched."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import pytest
+
+import lamina_interfaces
+import lamina_sync_backend
+from lamina_interfaces import WriteTimeout
+from lamina_sync_backend import SyncBackend
+from sync_peers import Peer, Table, client_context, echo, open_fds, refusing_address, server_context, until
+from sync_tls import ServerTLS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+FOLDERS = tuple(
+    str(Path(module.__file__ or "").parent) for module in (lamina_interfaces, lamina_sync_backend)
+)
+
+MOST_LINES = 3000
+
+
+class InterruptAtLine:
+    """Raises `KeyboardInterrupt` before the n-th line of our own code that this thread runs."""
+
+    def __init__(self, number: int) -> None:
+        self.left = number
+
+    def __enter__(self) -> Self:
+        self._before = sys.gettrace()
+        sys.settrace(self._call)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        sys.settrace(self._before)
+
+    def _call(self, frame: FrameType, event: str, argument: object) -> Any:
+        # Not in the clean-up itself: nothing can clean up after that but the collector. Not where a lock is held:
+        # tracing can interrupt between the last line of a `with` and its end, which no signal can.
+        code = frame.f_code
+        return self._line if code.co_filename.startswith(FOLDERS) and code.co_name not in CLEAN_UP else None
+
+    def _line(self, frame: FrameType, event: str, argument: object) -> Any:
+        if event == "line":
+            self.left -= 1
+            if not self.left:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return self._line
+
+
+CLEAN_UP = {
+    "run",
+    "start_tls",
+    "_clean_up",
+    "close",
+    "abort",
+    "leave",
+    "__del__",
+    "inherited",
+    "users",
+    "join",
+    "enter",
+}
+
+
+def interrupted_everywhere(operation: Callable[[], Any], base: Callable[[], Any]) -> int:
+    """Run the operation with an interrupt at its first line, its second, … until it comes through."""
+    for number in range(1, MOST_LINES):
+        try:
+            with InterruptAtLine(number):
+                stream = operation()
+        except KeyboardInterrupt as exc:
+            interrupt = exc  # the traceback holds the frames, as in an interactive session
+            base()
+            del interrupt
+        else:
+            stream.close()
+            return number
+    raise AssertionError("the operation does not end")
+
+
+@pytest.fixture
+def no_trace() -> None:
+    if sys.gettrace() is not None:
+        pytest.skip("a debugger or coverage is tracing")
+
+
+@pytest.mark.usefixtures("no_trace")
+def test_an_interrupt_while_connecting_leaves_no_socket() -> None:
+    """D04."""
+    with Peer(echo) as peer:
+        backend = SyncBackend(resolver=Table(v4=[refusing_address(), peer.address]))
+        baseline = len(open_fds())
+
+        def nothing_but_the_peers_ends() -> None:
+            until(lambda: len(open_fds()) == baseline)
+
+        lines = interrupted_everywhere(
+            lambda: backend.connect_tcp("host.example", 80, timeout=5), nothing_but_the_peers_ends
+        )
+    assert lines > 100
+
+
+@pytest.mark.usefixtures("no_trace")
+def test_an_interrupt_in_a_handshake_leaves_no_socket() -> None:
+    """C08."""
+    theirs, ours = server_context(), client_context()
+
+    def script(connection: socket.socket) -> None:
+        ServerTLS(connection, theirs).handshake().recv(1)
+
+    with Peer(script) as peer:
+        backend = SyncBackend()
+        # Once in peace, so that everything is imported.
+        backend.connect_tcp("127.0.0.1", peer.port, timeout=5).start_tls(
+            ours, "server.example", timeout=5
+        ).close()
+        until(lambda: len(open_fds()) == 1)
+        baseline = len(open_fds())
+
+        def handshake() -> Any:
+            tracer = sys.gettrace()
+            sys.settrace(None)
+            stream = backend.connect_tcp("127.0.0.1", peer.port, timeout=5)
+            sys.settrace(tracer)
+            return stream.start_tls(ours, "server.example", timeout=5)
+
+        def nothing_but_the_peers_ends() -> None:
+            until(lambda: len(open_fds()) == baseline)
+
+        lines = interrupted_everywhere(handshake, nothing_but_the_peers_ends)
+    assert lines > 50
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs timers")
+@pytest.mark.parametrize("operation", ["read", "write", "sleep"])
+def test_a_signal_ends_every_wait_and_the_stream_can_be_used_again(
+    backend: SyncBackend, operation: str
+) -> None:
+    class Alarm(BaseException):
+        pass
+
+    def ring(number: int, frame: FrameType | None) -> None:
+        raise Alarm
+
+    with Peer(echo) as peer, backend.connect_tcp("127.0.0.1", peer.port, timeout=5) as stream:
+        wait: dict[str, Callable[[], object]] = {
+            "read": stream.read,
+            "write": lambda: stream.write(bytes(500_000_000)),
+            "sleep": lambda: backend.sleep(600),
+        }
+        before = signal.signal(signal.SIGALRM, ring)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            with pytest.raises(Alarm):
+                wait[operation]()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        if operation == "read":
+            stream.write(b"x")
+            assert stream.read(timeout=5) == b"x"
+
+
+# --- forks -------------------------------------------------------------------------------------------------
+
+
+def in_child(work: Callable[[], object]) -> int:
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            work()
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process.*fork:DeprecationWarning")
+@pytest.mark.parametrize("way", ["close", "abort", "__del__"])
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
+def test_a_child_that_closes_its_copy_does_not_end_the_parents_connection(
+    backend: SyncBackend, way: str, tls: bool
+) -> None:
+    """I04: neither a shutdown nor a farewell, and no lock that another thread may have held."""
+
+    def script(connection: socket.socket) -> None:
+        echo(ServerTLS(connection, server_context()).handshake() if tls else connection)  # type: ignore[arg-type] # alike
+
+    with Peer(script) as peer, backend.connect_tcp("127.0.0.1", peer.port, timeout=5) as stream:
+        if tls:
+            stream.start_tls(client_context(), "server.example", timeout=5)
+        locked, release = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with stream._transport._lock:
+                locked.set()
+                release.wait(10)
+
+        holder = threading.Thread(target=hold)
+        holder.start()
+        locked.wait(10)
+        status = in_child(getattr(stream, way))
+        release.set()
+        holder.join()
+        assert status == 0
+        stream.write(b"still here")
+        assert stream.read(timeout=5) == b"still here"
+
+
+def test_a_write_that_timed_out_frees_the_writing_side(backend: SyncBackend) -> None:
+    ours, theirs = socket.socketpair()
+    with lamina_sync_backend.SyncStream(ours) as stream, theirs:
+        for _ in range(2):
+            with pytest.raises(WriteTimeout):
+                stream.write(bytes(10_000_000), timeout=0.01)

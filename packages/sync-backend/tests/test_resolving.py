@@ -1,0 +1,354 @@
+"""Name resolution: limits, sharing, bounds, and answers of every kind."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from functools import partial
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from lamina_interfaces import (
+    ConnectError,
+    ConnectTimeout,
+    DeadlineExceeded,
+    ResolvedAddress,
+    close_deadline,
+    open_deadline,
+)
+from lamina_sync_backend import SyncBackend, _resolving
+from lamina_sync_backend._resolving import LOOKUPS, MAX_THREADS
+from sync_peers import Hanging, Peer, Table, in_thread, refusing_address, until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def quiet(connection: socket.socket) -> None:
+    connection.recv(1)
+
+
+def resolver_threads() -> int:
+    return sum(thread.name == "lamina-resolver" for thread in threading.enumerate())
+
+
+@pytest.fixture(autouse=True)
+def _no_lookup_is_left() -> Iterator[None]:
+    yield
+    until(lambda: not LOOKUPS._under_way)
+    assert not LOOKUPS._queue
+
+
+@pytest.fixture
+def hanging() -> Iterator[Hanging]:
+    answer = Hanging()
+    try:
+        yield answer
+    finally:
+        answer.release()
+
+
+# --- limits ------------------------------------------------------------------------------------------------
+
+
+def test_a_slow_resolver_does_not_hold_up_the_caller(hanging: Hanging) -> None:
+    """D02."""
+    backend = SyncBackend(resolver=Table(v6=hanging, v4=hanging))
+    start = monotonic()
+    with pytest.raises(ConnectTimeout) as caught:
+        backend.connect_tcp("slow.example", 80, timeout=0.2)
+    assert 0.2 <= monotonic() - start < 0.45
+    assert caught.value.phase == "dns"
+    assert caught.value.attempts == ()
+    assert "slow.example:80" in str(caught.value)
+
+
+def test_a_deadline_ends_the_wait_for_a_resolver(hanging: Hanging) -> None:
+    deadline = open_deadline(0.1, monotonic())
+    try:
+        with pytest.raises(DeadlineExceeded) as caught:
+            SyncBackend(resolver=Table(v6=hanging, v4=hanging)).connect_tcp("slow.example", 80)
+    finally:
+        close_deadline(deadline)
+    assert caught.value.phase == "dns"
+
+
+def test_abandoned_lookups_are_bounded(hanging: Hanging) -> None:
+    """D02."""
+    backend = SyncBackend(resolver=Table(v6=hanging, v4=hanging))
+    dials = [
+        in_thread(partial(backend.connect_tcp, f"slow{number}.example", 80, timeout=0.2))
+        for number in range(3 * MAX_THREADS)
+    ]
+    for dial in dials:
+        with pytest.raises(ConnectTimeout):
+            dial.result()
+    assert resolver_threads() <= MAX_THREADS
+    assert hanging.waiting <= MAX_THREADS
+    assert not LOOKUPS._queue, "what had not begun is dropped"
+
+
+def test_lookups_beyond_the_bound_get_their_turn() -> None:
+    with Peer(quiet) as peer:
+        backend = SyncBackend(resolver=Table(v4=[peer.address]))
+        dials = [
+            in_thread(partial(backend.connect_tcp, f"host{number}.example", 80, timeout=10))
+            for number in range(3 * MAX_THREADS)
+        ]
+        for dial in dials:
+            dial.result().close()
+    assert resolver_threads() <= MAX_THREADS
+
+
+def test_threads_are_reused() -> None:
+    backend = SyncBackend(resolver=Table())
+    for number in range(3):
+        with pytest.raises(ConnectError):
+            backend.connect_tcp(f"host{number}.example", 80, timeout=5)
+    count = resolver_threads()
+    for number in range(20):
+        with pytest.raises(ConnectError):
+            backend.connect_tcp(f"host{number}.example", 80, timeout=5)
+    assert resolver_threads() <= max(count, 3)
+
+
+def test_an_idle_thread_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_resolving, "THREAD_IDLE", 0.01)
+    pool = _resolving.LookupPool()
+    woken = threading.Event()
+    lookup = pool.join(Table(v4=[]), "host.example", 80, socket.AF_INET, woken.set)
+    assert woken.wait(5)
+    assert lookup.addresses == []
+    until(lambda: pool._threads == 0)
+    again = pool.join(Table(v4=[]), "host.example", 80, socket.AF_INET, woken.set)
+    until(lambda: again.done)
+    until(lambda: pool._threads == 0)
+
+
+# --- sharing -----------------------------------------------------------------------------------------------
+
+
+def test_a_hundred_dials_at_once_are_one_lookup_per_family() -> None:
+    with Peer(quiet) as peer:
+        answer = Hanging([peer.address])
+        resolver = Table(v4=answer)
+        backend = SyncBackend(resolver=resolver)
+        dials = [
+            in_thread(lambda: backend.connect_tcp("host.example", 80, timeout=10).close()) for _ in range(100)
+        ]
+
+        def waiting() -> int:
+            lookups = [lookup for key, lookup in list(LOOKUPS._under_way.items()) if key[3] == socket.AF_INET]
+            return sum(len(lookup.wakers) for lookup in lookups)
+
+        until(lambda: waiting() == 100)
+        answer.release()
+        for dial in dials:
+            dial.result()
+    assert [family for _, _, family in resolver.calls].count(socket.AF_INET) == 1
+
+
+def test_one_callers_time_out_disturbs_no_other() -> None:
+    with Peer(quiet) as peer:
+        answer = Hanging([peer.address])
+        resolver = Table(v4=answer)
+        backend = SyncBackend(resolver=resolver)
+        patient = in_thread(lambda: backend.connect_tcp("host.example", 80, timeout=10).close())
+        until(lambda: answer.waiting)
+        with pytest.raises(ConnectTimeout):
+            backend.connect_tcp("host.example", 80, timeout=0.05)
+        assert answer.waiting == 1
+        answer.release()
+        patient.result()
+
+
+def test_lookups_by_different_resolvers_are_not_shared(hanging: Hanging) -> None:
+    with Peer(quiet) as peer:
+        other = in_thread(
+            lambda: SyncBackend(resolver=Table(v4=hanging)).connect_tcp("host.example", 80, timeout=5)
+        )
+        until(lambda: hanging.waiting)
+        SyncBackend(resolver=Table(v4=[peer.address])).connect_tcp("host.example", 80, timeout=5).close()
+        hanging.release()
+        with pytest.raises(ConnectError):
+            other.result()
+
+
+def test_an_old_lookup_is_not_joined(hanging: Hanging, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that hangs for ever must not make its name unusable for ever."""
+    monkeypatch.setattr(_resolving, "SHARED_FOR", 0.0)
+    backend = SyncBackend(resolver=Table(v4=hanging))
+    for _ in range(2):
+        with pytest.raises(ConnectTimeout):
+            backend.connect_tcp("host.example", 80, timeout=0.05)
+    until(lambda: hanging.waiting == 2)
+
+
+# --- answers -----------------------------------------------------------------------------------------------
+
+NXDOMAIN = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+SERVFAIL = socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+
+@pytest.mark.parametrize(
+    ("v6", "v4", "reason"),
+    [
+        (NXDOMAIN, NXDOMAIN, "Name or service not known"),
+        (SERVFAIL, SERVFAIL, "Temporary failure"),
+        (NXDOMAIN, SERVFAIL, "Temporary failure"),
+        (SERVFAIL, NXDOMAIN, "Temporary failure"),
+        ((), (), "no addresses"),
+        ((), NXDOMAIN, "Name or service not known"),
+        (OSError("no network"), (), "no network"),
+        (RuntimeError("broken resolver"), (), "broken resolver"),
+        (SystemExit(3), (), "3"),
+        (None, (), "NoneType"),
+        ([("nonsense",)], (), ""),
+        ([ResolvedAddress(socket.AF_INET6, ("other.example", 80))], (), "not an IP address"),
+    ],
+)
+def test_no_answer_is_a_connect_error_that_says_why(v6: Any, v4: Any, reason: str) -> None:
+    """D03: NXDOMAIN, SERVFAIL, empty answers, and resolvers that break their promises."""
+    with pytest.raises(ConnectError, match=f"host.example:80 could not be resolved: .*{reason}") as caught:
+        SyncBackend(resolver=Table(v6=v6, v4=v4)).connect_tcp("host.example", 80, timeout=5)
+    assert caught.value.phase == "dns"
+    assert caught.value.errno is None
+    assert caught.value.attempts == ()
+
+
+@pytest.mark.parametrize("v6", [NXDOMAIN, SERVFAIL, (), RuntimeError("broken")], ids=repr)
+def test_one_family_is_enough_and_is_used_at_once(v6: Any) -> None:
+    """D03."""
+    with Peer(quiet) as peer:
+        start = monotonic()
+        backend = SyncBackend(resolver=Table(v6=v6, v4=[peer.address]))
+        backend.connect_tcp("host.example", 80, timeout=5).close()
+        assert monotonic() - start < 0.25
+
+
+def test_a_family_whose_lookup_hangs_costs_50_ms(hanging: Hanging) -> None:
+    """D03: A is there, AAAA hangs."""
+    with Peer(quiet) as peer:
+        start = monotonic()
+        backend = SyncBackend(resolver=Table(v6=hanging, v4=[peer.address]))
+        backend.connect_tcp("host.example", 80, timeout=5).close()
+        assert 0.05 <= monotonic() - start < 0.3
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="needs IPv6 on loopback")
+def test_the_preferred_family_does_not_wait_for_the_other(hanging: Hanging) -> None:
+    with Peer(quiet, family=socket.AF_INET6) as peer:
+        start = monotonic()
+        backend = SyncBackend(resolver=Table(v6=[peer.address], v4=hanging))
+        backend.connect_tcp("host.example", 80, timeout=5).close()
+        assert monotonic() - start < 0.25
+
+
+def test_a_late_family_is_still_used_when_the_first_fails() -> None:
+    with Peer(quiet) as peer:
+        late = Hanging([peer.address])
+        dead = ResolvedAddress(socket.AF_INET6, ("::1", refusing_address().sockaddr[1], 0, 0))
+        dial = in_thread(
+            lambda: SyncBackend(resolver=Table(v6=[dead], v4=late)).connect_tcp("host.example", 80, timeout=5)
+        )
+        until(lambda: late.waiting)
+        late.release()
+        dial.result().close()
+
+
+def test_the_resolver_is_asked_for_the_name_as_given() -> None:
+    resolver = Table()
+    with pytest.raises(ConnectError):
+        SyncBackend(resolver=resolver).connect_tcp("Bücher.example.", 81, timeout=5)
+    assert sorted(resolver.calls) == sorted(
+        ("Bücher.example.", 81, family) for family in (socket.AF_INET6, socket.AF_INET)
+    )
+
+
+# --- the system's resolver ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_localhost_is_found_whichever_family_listens(
+    backend: SyncBackend, family: socket.AddressFamily
+) -> None:
+    try:
+        socket.getaddrinfo("localhost", 80, family, socket.SOCK_STREAM)
+    except socket.gaierror:
+        pytest.skip("localhost has no such address here")
+    with Peer(quiet, family=family) as peer:
+        backend.connect_tcp("localhost", peer.port, timeout=5).close()
+
+
+def test_an_unknown_name_is_a_connect_error(backend: SyncBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*arguments: Any, **options: Any) -> Any:
+        assert arguments[0] == b"xn--bcher-kva.invalid"
+        raise NXDOMAIN
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(ConnectError, match="Name or service not known") as caught:
+        backend.connect_tcp("bücher.invalid", 80, timeout=5)
+    assert caught.value.__cause__ is NXDOMAIN
+
+
+# --- the process -------------------------------------------------------------------------------------------
+
+
+def test_no_thread_to_be_had_is_a_connect_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = _resolving.LookupPool()
+    monkeypatch.setattr("lamina_sync_backend._connecting.LOOKUPS", pool)
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(ConnectError, match="can't start new thread"):
+        SyncBackend(resolver=Table()).connect_tcp("host.example", 80, timeout=5)
+    assert not pool._queue
+    assert not pool._under_way
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process.*fork:DeprecationWarning")
+def test_a_forked_child_resolves_with_threads_of_its_own(hanging: Hanging) -> None:
+    with Peer(quiet) as peer:
+        blocked = SyncBackend(resolver=Table(v6=hanging, v4=hanging))
+        with pytest.raises(ConnectTimeout):
+            blocked.connect_tcp("slow.example", 80, timeout=0.05)
+        until(lambda: hanging.waiting == 2)
+        with LOOKUPS._lock:  # as if another thread held it at the moment of the fork
+            child = os.fork()
+        if not child:
+            status = 1
+            try:
+                SyncBackend(resolver=Table(v4=[peer.address])).connect_tcp(
+                    "slow.example", 80, timeout=5
+                ).close()
+                status = 0 if LOOKUPS._threads <= 2 else 2
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_the_end_of_the_program_is_not_held_up() -> None:
+    code = """if True:
+        import threading
+        from lamina_interfaces import ConnectTimeout, Resolver
+        from lamina_sync_backend import SyncBackend
+        class Slow(Resolver):
+            def resolve(self, host, port, family):
+                threading.Event().wait(600)
+        try:
+            SyncBackend(resolver=Slow()).connect_tcp("slow.example", 80, timeout=0.05)
+        except ConnectTimeout:
+            print("timed out")
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert (done.stdout, done.stderr) == ("timed out\n", "")
