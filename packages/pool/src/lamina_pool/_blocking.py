@@ -1,0 +1,450 @@
+"""The blocking pool: `ConnectionPool`, and the world in which the pool's one text blocks instead of suspending."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from lamina_interfaces import (
+    THREADS,
+    ArgumentTypeError,
+    ArgumentValueError,
+    NetworkBackendInterface,
+    NetworkStream,
+    ReadError,
+    UnsupportedProtocol,
+    backend_from_interface,
+    check_seconds,
+    default_backend,
+    drive,
+)
+
+from ._checks import build_request
+from ._pool import DialOptions, Pool
+from ._scheduler import Limits
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Iterable, Iterator
+    from types import TracebackType
+    from typing import Self
+
+    from lamina_interfaces import BytesLike, NetworkBackend, SocketOption, ThreadRuntime
+
+    from ._models import ContentTypes, Extensions, HeaderTypes, Proxy, Request, Response
+    from ._pool import PooledConnection, PoolStats, ResponseBody
+    from ._urls import URL
+
+T = TypeVar("T")
+
+FALLBACK_WRITE_BYTES = 64 * 1024
+"""After how many bytes a stream that cannot watch for an answer while it writes is asked whether one is there."""
+
+
+class BlockingStream:
+    """A `NetworkStream` whose methods can be awaited, and block. Fulfils `_io.Stream`."""
+
+    __slots__ = ("public",)
+
+    def __init__(self, stream: NetworkStream) -> None:
+        self.public = stream
+
+    async def read(self, max_bytes: int, timeout: float | None) -> bytes:
+        return self.public.read(max_bytes, timeout=timeout)
+
+    async def write(self, buffer: BytesLike, timeout: float | None) -> None:
+        self.public.write(buffer, timeout=timeout)
+
+    async def write_until_readable(self, buffer: BytesLike, timeout: float | None) -> int:
+        watching = getattr(self.public, "write_until_readable", None)
+        if watching is not None:
+            sent: int = watching(buffer, timeout=timeout)
+            return sent
+        view = memoryview(buffer)
+        for start in range(0, len(view), FALLBACK_WRITE_BYTES):
+            if self.public.get_extra_info("is_readable"):
+                return start
+            # A copy: a stream written against the documents may treat what it is given as `bytes`.
+            self.public.write(bytes(view[start : start + FALLBACK_WRITE_BYTES]), timeout=timeout)
+        return len(view)
+
+    async def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None, timeout: float | None
+    ) -> BlockingStream:
+        return BlockingStream(
+            self.public.start_tls(ssl_context, server_hostname=server_hostname, timeout=timeout)
+        )
+
+    def get_extra_info(self, info: str) -> Any:
+        return self.public.get_extra_info(info)
+
+    def close_now(self) -> None:
+        try:
+            self.public.close()
+        except Exception:  # noqa: BLE001 - a stream of somebody else's, that breaks its contract: it is gone all the same
+            pass
+
+    def abort(self) -> None:
+        try:
+            getattr(self.public, "abort", self.public.close)()
+        except Exception:  # noqa: BLE001 - as above
+            pass
+
+
+class BlockingBody:
+    """A request's body, pulled from a plain iterable. Fulfils `_io.BodySource`."""
+
+    __slots__ = ("_iterator", "_returned", "has_begun")
+
+    def __init__(self, iterable: Iterable[bytes]) -> None:
+        self._iterator = iter(iterable)
+        self._returned: BytesLike | None = None
+        self.has_begun = False
+
+    async def next(self) -> BytesLike | None:
+        self.has_begun = True
+        if self._returned is not None:
+            piece, self._returned = self._returned, None
+            return piece
+        # `StopIteration` cannot leave a coroutine, and a generator's own exceptions must come out as they are.
+        return next(self._iterator, None)
+
+    def put_back(self, piece: BytesLike) -> None:
+        self._returned = piece
+        self.has_begun = False
+
+    async def aclose(self) -> None:
+        close = getattr(self._iterator, "close", None)
+        if close is not None:
+            close()
+
+
+class BlockingWorld:
+    """Blocking code, as the pool's one text sees it. Fulfils `_io.World`."""
+
+    is_blocking = True
+    runtime: ThreadRuntime = THREADS
+
+    def __init__(self, backend: NetworkBackend | None) -> None:
+        self._backend = backend
+
+    @property
+    def backend(self) -> NetworkBackend:
+        """The backend in use; the default one is looked for when it is first needed."""
+        if self._backend is None:
+            self._backend = default_backend()
+        return self._backend
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None,
+        local_address: str | None,
+        socket_options: Iterable[SocketOption] | None,
+    ) -> BlockingStream:
+        return BlockingStream(
+            self.backend.connect_tcp(
+                host, port, timeout=timeout, local_address=local_address, socket_options=socket_options
+            )
+        )
+
+    async def connect_unix_socket(
+        self, path: str, timeout: float | None, socket_options: Iterable[SocketOption] | None
+    ) -> BlockingStream:
+        return BlockingStream(
+            self.backend.connect_unix_socket(path, timeout=timeout, socket_options=socket_options)
+        )
+
+    async def sleep(self, seconds: float) -> None:
+        self.backend.sleep(seconds)
+
+    def body_source(self, stream: Any) -> BlockingBody:
+        return BlockingBody(stream)
+
+    def response_stream(self, body: ResponseBody) -> ResponseStream:
+        return ResponseStream(body)
+
+    def switched_stream(self, body: ResponseBody, leading: bytes) -> SwitchedStream:
+        return SwitchedStream(body, leading)
+
+
+class ResponseStream:
+    """The body of a response, as an iterator over bytes. Closing it gives the connection back.
+
+    One thread at a time may read. Closing may be done by another one, and ends its reading with `ReadError`.
+    """
+
+    __slots__ = ("_body",)
+
+    def __init__(self, body: ResponseBody) -> None:
+        self._body = body
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        data = drive(self._body.receive())
+        if not data:
+            raise StopIteration
+        return data
+
+    def close(self) -> None:
+        """Let go of the connection, whatever is unread; the second time nothing is done."""
+        drive(self._body.close())
+
+
+class SwitchedStream(NetworkStream):
+    """The connection after the server has switched protocols (101, or 2xx to CONNECT); `NetworkStream`'s contract.
+
+    Begins with what the server has already sent of the new protocol. It keeps its place in the pool until it is
+    closed, by itself, by closing the response, or with the pool.
+    """
+
+    def __init__(self, body: ResponseBody, leading: bytes) -> None:
+        self._body = body
+        self._stream: NetworkStream = body.public_stream
+        self._leading = leading
+
+    def read(self, max_bytes: int | None = None, timeout: float | None = None) -> bytes:
+        """See `NetworkStream.read`."""
+        if self._leading:
+            size = len(self._leading) if max_bytes is None else max_bytes
+            data, self._leading = self._leading[:size], self._leading[size:]
+            return data
+        return self._stream.read(max_bytes, timeout=timeout)
+
+    def write(self, buffer: BytesLike, timeout: float | None = None) -> None:
+        """See `NetworkStream.write`."""
+        self._stream.write(buffer, timeout=timeout)
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> NetworkStream:
+        """See `NetworkStream.start_tls`. Returns this stream.
+
+        Raises:
+            ReadError: bytes have come that the handshake cannot account for.
+        """
+        if self._leading:
+            self.close()
+            raise ReadError("the peer sent bytes before the TLS handshake, which cannot be trusted", phase="tls")
+        self._stream = self._stream.start_tls(ssl_context, server_hostname=server_hostname, timeout=timeout)
+        return self
+
+    def get_extra_info(self, info: str) -> Any:
+        """See `NetworkStream.get_extra_info`."""
+        if info == "is_readable" and self._leading:
+            return True
+        return self._stream.get_extra_info(info)
+
+    def close(self) -> None:
+        """Close the connection, and give its place back."""
+        self._leading = b""
+        self._stream.close()
+        drive(self._body.close())
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} [{self._stream!r}]>"
+
+
+class ConnectionPool:
+    """Sends requests over connections that it keeps for the next ones. Blocking; for any number of threads.
+
+    Use it as a context manager, or close it. After a fork the child's pool begins empty.
+
+    Args:
+        ssl_context: for https; used as it is, never changed. By default one that trusts certifi's certificates
+            and is shared by all pools of the process.
+        proxy: not supported by this version; anything but `None` is refused.
+        max_connections: at most so many connections in all, those being opened and closed included; further
+            requests wait, first come first served. `None` for no limit.
+        max_keepalive_connections: at most so many idle ones. `None` for as many as `max_connections`.
+        keepalive_expiry: seconds that a connection may idle. `None` for no limit.
+        http1: must be true in this version.
+        http2: must be false in this version.
+        retries: how often a failed attempt to connect is repeated: at once, then after 0.5 s, 1 s, 2 s, …
+        local_address: our own IP address to connect from.
+        uds: path of a unix socket to connect to instead of the URL's host and port.
+        network_backend: opens the connections. By default the one of `lamina-sync-backend`.
+        socket_options: set on every socket before connecting, each as `socket.setsockopt` takes it.
+        max_connections_per_origin: at most so many connections to one scheme, host and port.
+        max_connection_age: seconds after which a connection takes no new requests, so that a changed DNS entry
+            or a load balancer comes into its own.
+        age_jitter: up to which fraction that is shortened, at random for each connection.
+
+    Raises:
+        ArgumentValueError, ArgumentTypeError: an argument makes no sense.
+        UnsupportedProtocol: what this version does not do was asked for.
+    """
+
+    def __init__(
+        self,
+        ssl_context: ssl.SSLContext | None = None,
+        proxy: Proxy | None = None,
+        max_connections: int | None = 10,
+        max_keepalive_connections: int | None = None,
+        keepalive_expiry: float | None = None,
+        http1: bool = True,
+        http2: bool = False,
+        retries: int = 0,
+        local_address: str | None = None,
+        uds: str | None = None,
+        network_backend: NetworkBackend | NetworkBackendInterface | None = None,
+        socket_options: Iterable[SocketOption] | None = None,
+        *,
+        max_connections_per_origin: int | None = None,
+        max_connection_age: float | None = None,
+        age_jitter: float = 0.1,
+    ) -> None:
+        if proxy is not None:
+            raise UnsupportedProtocol("proxies are not supported by this version of lamina-pool")
+        if http2 or not http1:
+            raise UnsupportedProtocol("HTTP/2 is not supported by this version of lamina-pool")
+        if uds is not None and local_address is not None:
+            raise ArgumentValueError("uds and local_address exclude each other: a unix socket has no IP address")
+        if isinstance(network_backend, NetworkBackendInterface):
+            network_backend = backend_from_interface(network_backend)
+        if not 0.0 <= age_jitter <= 1.0:
+            raise ArgumentValueError(f"age_jitter must be from 0 to 1, got {age_jitter!r}")
+        limits = Limits(
+            max_connections=_count(max_connections, "max_connections", least=1),
+            max_connections_per_origin=_count(max_connections_per_origin, "max_connections_per_origin", least=1),
+            max_idle=_count(max_keepalive_connections, "max_keepalive_connections", least=0),
+            idle_seconds=check_seconds(keepalive_expiry, "keepalive_expiry"),
+            max_age=check_seconds(max_connection_age, "max_connection_age"),
+            age_jitter=age_jitter,
+        )
+        options = DialOptions(
+            ssl_context=ssl_context,
+            retries=_number(retries, "retries", least=0),
+            local_address=local_address,
+            uds=uds,
+            socket_options=None if socket_options is None else tuple(socket_options),
+        )
+        self._pool = Pool(BlockingWorld(network_backend), limits, options)
+
+    def request(
+        self,
+        method: bytes | str,
+        url: URL | bytes | str,
+        *,
+        headers: HeaderTypes = None,
+        content: ContentTypes = None,
+        extensions: Extensions | None = None,
+    ) -> Response:
+        """Send a request, and read the whole response.
+
+        Args:
+            method: `"GET"` and so on.
+            url: where to.
+            headers: pairs, or a mapping. `Host`, and `Content-Length` or `Transfer-Encoding` for a body, are added
+                where they are missing.
+            content: the body: bytes, or an iterable of bytes, which is sent in chunks.
+            extensions: `"timeout"` (seconds for `"connect"`, `"read"`, `"write"`, `"pool"`), `"trace"`,
+                `"sni_hostname"`, `"target"`.
+
+        Returns:
+            The response; `response.content` is its body.
+
+        Raises:
+            LaminaError: see `handle_request`; and the same from reading the body.
+        """
+        response = self.handle_request(
+            build_request(method, url, headers=headers, content=content, extensions=extensions)
+        )
+        try:
+            response.read()
+        finally:
+            response.close()
+        return response
+
+    @contextmanager
+    def stream(
+        self,
+        method: bytes | str,
+        url: URL | bytes | str,
+        *,
+        headers: HeaderTypes = None,
+        content: ContentTypes = None,
+        extensions: Extensions | None = None,
+    ) -> Iterator[Response]:
+        """Send a request; a context manager that gives the response before its body is read, and closes it.
+
+        Args and errors are those of `request`.
+        """
+        response = self.handle_request(
+            build_request(method, url, headers=headers, content=content, extensions=extensions)
+        )
+        try:
+            yield response
+        finally:
+            response.close()
+
+    def handle_request(self, request: Request) -> Response:
+        """Send a request as it is; nothing is added to its headers.
+
+        Returns:
+            The response, its body unread; the caller reads it to its end, or closes it.
+
+        Raises:
+            PoolTimeout: no connection became free within the `"pool"` timeout.
+            ConnectTimeout, ConnectError: no connection could be made.
+            WriteTimeout, WriteError: the request could not be sent.
+            ReadTimeout, ReadError: the answer did not come.
+            DeadlineExceeded: the ambient deadline passed, in any of these phases.
+            LocalProtocolError: the request is not valid.
+            RemoteProtocolError: the answer is not valid, or the server closed the connection without one.
+            UnsupportedProtocol, InvalidURL, ArgumentTypeError, ArgumentValueError: it cannot be sent at all.
+            PoolClosed: the pool was closed, before or meanwhile.
+
+            Whatever it is, nothing is held then. A request is sent a second time only if a reused connection
+            turned out to be dead before any byte of the answer, and the request has a method that may be repeated
+            (RFC 9110, section 9.2.2) and a body that can be, or nothing of it had been sent.
+        """
+        return drive(self._pool.handle_request(request))
+
+    def close(self) -> None:
+        """Close all connections, without waiting for any peer.
+
+        Requests that wait or are under way end with `PoolClosed`, as do later ones. May be called from any thread,
+        and more than once.
+        """
+        self._pool.close()
+
+    @property
+    def connections(self) -> list[PooledConnection]:
+        """The connections, oldest first, each as it is at this moment."""
+        return self._pool.connections()
+
+    def stats(self) -> PoolStats:
+        """How many connections and requests there are. In constant time."""
+        return self._pool.stats()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        stats = self._pool.stats()
+        requests = stats.active + stats.connecting
+        return (
+            f"<{type(self).__name__} [Requests: {requests} active, {stats.queued} queued | "
+            f"Connections: {stats.active + stats.connecting} active, {stats.idle} idle]>"
+        )
+
+
+def _count(number: int | None, name: str, *, least: int) -> float:
+    return float("inf") if number is None else _number(number, name, least=least)
+
+
+def _number(number: int, name: str, *, least: int) -> int:
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise ArgumentTypeError(f"{name} must be an int, not {type(number).__name__}")
+    if number < least:
+        raise ArgumentValueError(f"{name} must be at least {least}, got {number}")
+    return number

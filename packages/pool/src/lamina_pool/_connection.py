@@ -1,0 +1,471 @@
+"""One HTTP/1.1 connection: the session's bytes, carried over a stream.
+
+Written once as `async def`. In blocking code `drive` runs it over a stream whose methods block; see
+`_blocking.py`. Nothing here decides whether the connection may be reused (`_http11.py` does) or for whom
+(`_scheduler.py` does).
+
+What makes sending hard is a server that answers before it has read the request. It may refuse an upload after
+the first bytes and stop reading, or close. So a body is written in a way that stops when an answer comes in:
+
+- An answer of 300 and above ends the upload; the connection is of no further use.
+- An early 2xx may be an answer that grows as the body arrives, so the upload goes on; if it then breaks off, the
+  answer is still given to the caller.
+- A write that fails, or that takes too long, may have been met by an answer that is already here. It is read before
+  the failure is told.
+
+And a connection that is used again may have been closed by the server, or have brought bytes that nobody asked for.
+So the last look at it comes immediately before the first byte is written, after whatever the caller's own code
+(the body, the trace callback) has been given time for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lamina_interfaces import (
+    DEFAULT_READ_SIZE,
+    ArgumentTypeError,
+    LaminaError,
+    Limit,
+    ReadError,
+    ReadTimeout,
+    RemoteProtocolError,
+    WriteError,
+    WriteTimeout,
+)
+
+from ._http11 import BodyData, EndOfResponse, HTTP11Session, InterimResponse, ResponseHead
+from ._trace import Tracer
+
+if TYPE_CHECKING:
+    from lamina_interfaces import BytesLike, Runtime
+
+    from ._checks import RequestFraming, Timeouts
+    from ._http11 import Headers
+    from ._io import BodySource, Stream
+    from ._models import Request
+
+COALESCE_BYTES = 64 * 1024
+"""Up to this size a head and a first piece of body go out in one write: one packet, one system call."""
+
+EXPECT_CONTINUE_SECONDS = 1.0
+"""How long a body is held back after `Expect: 100-continue` (RFC 9110, section 10.1.1: not "indefinite")."""
+
+LATE_ANSWER_SECONDS = 1.0
+"""How long an answer is waited for after a write has failed. If there is one it is here already, or nearly."""
+
+DRAIN_BYTES = 64 * 1024
+"""The largest rest of a response that is read so that its connection can be kept."""
+
+DRAIN_SECONDS = 0.05
+"""How long that may take. A new connection over TLS seldom costs less."""
+
+
+class StaleConnectionError(Exception):
+    """A reused connection ended before any byte of the answer: the server had closed it, most likely.
+
+    Never leaves the package. Either the request goes out again on another connection, or `cause` is raised.
+
+    Attributes:
+        cause: what the caller is told if it is not sent again.
+        bytes_sent: how many bytes of the request may have reached the server; 0 only if none can have.
+    """
+
+    def __init__(self, cause: LaminaError, bytes_sent: int) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+        self.bytes_sent = bytes_sent
+
+
+class _NotIdleError(Exception):
+    """A connection that was to be used again has something to read, before anything was sent."""
+
+
+class HTTP11Connection:
+    """One connection and what it carries: `send_request`, then `receive_body` until `b""`, then again.
+
+    For one request at a time; the pool sees to that. After any exception, cancellation included, it can only
+    be aborted.
+
+    Attributes:
+        stream: what it runs over.
+        trailers: the fields behind the body of the last response, once it has been read to its end.
+        bytes_sent: bytes of the present request that the system has taken for certain.
+        bytes_offered: the same, with those of a write that failed, any part of which may have been taken.
+    """
+
+    def __init__(self, stream: Stream, runtime: Runtime) -> None:
+        self.stream = stream
+        self.trailers: Headers = []
+        self.bytes_sent = 0
+        self.bytes_offered = 0
+        self._runtime = runtime
+        self._session = HTTP11Session()
+        self._early: ResponseHead | None = None
+        self._first_piece: BytesLike = b""
+        self._has_ended = False
+        self._has_write_failed = False
+        self._failure: LaminaError | None = None
+        self._is_aborted = False
+
+    # --- the request ---------------------------------------------------------------------------------------
+
+    async def send_request(
+        self, request: Request, framing: RequestFraming, body: BodySource, timeouts: Timeouts
+    ) -> ResponseHead:
+        """Send a request and receive the head of its answer.
+
+        Args:
+            request: for whoever traces it.
+            framing: what is to be sent.
+            body: the body, which is pulled from here.
+            timeouts: for each read and write.
+
+        Raises:
+            StaleConnectionError: this was a reused connection, and it had ended.
+            LocalProtocolError: the request is not valid; nothing, or not all of it, was sent.
+            RemoteProtocolError: the answer is not valid.
+            ReadError, WriteError, ReadTimeout, WriteTimeout, DeadlineExceeded: as the stream raised it.
+        """
+        session = self._session
+        self.bytes_sent = self.bytes_offered = 0
+        self.trailers = []
+        self._early = None
+        self._first_piece = b""
+        self._has_ended = False
+        head = session.send_head(framing.method, framing.target, framing.headers)
+        try:
+            trace = Tracer.of(request, "http11")
+            if trace is not None:
+                return await self._exchange_traced(trace, request, head, framing, body, timeouts)
+            answer = await self._send(head, framing, body, timeouts)
+            return await self._receive_head(timeouts.read) if answer is None else answer
+        except (ReadError, WriteError, RemoteProtocolError) as error:
+            if not self._is_reused or session.has_answer_begun:
+                raise
+            raise StaleConnectionError(self._explain_stale(error), self.bytes_offered) from error
+        except _NotIdleError:
+            if body.has_begun:
+                body.put_back(self._first_piece)
+            raise StaleConnectionError(
+                RemoteProtocolError("the server had closed the idle connection, or sent bytes unasked"), 0
+            ) from None
+
+    @property
+    def _is_reused(self) -> bool:
+        return self._session.exchanges > 1
+
+    def _look_before_first_byte(self) -> None:
+        """Bytes that are here before our first one goes out cannot be the answer to it."""
+        if self._is_reused and self.stream.get_extra_info("is_readable"):
+            raise _NotIdleError
+
+    async def _exchange_traced(
+        self,
+        trace: Tracer,
+        request: Request,
+        head: bytes,
+        framing: RequestFraming,
+        body: BodySource,
+        timeouts: Timeouts,
+    ) -> ResponseHead:
+        """The same, step by step, head and body in writes of their own, with httpcore's events."""
+        info = {"request": request}
+        answer: ResponseHead | None
+        try:
+            await trace.around("send_request_headers", info, self._write, head, timeouts.write)
+        except (WriteError, WriteTimeout) as error:
+            answer = await self._answer_despite(error, timeouts.read)
+        else:
+            answer = await trace.around("send_request_body", info, self._send, b"", framing, body, timeouts)
+        await trace.started("receive_response_headers", info)
+        try:
+            if answer is None:
+                answer = await self._receive_head(timeouts.read)
+        except BaseException as error:
+            await trace.failed("receive_response_headers", error)
+            raise
+        await trace.complete(
+            "receive_response_headers", (answer.http_version, answer.status, answer.reason, answer.headers)
+        )
+        return answer
+
+    def _explain_stale(self, error: LaminaError) -> LaminaError:
+        explained = RemoteProtocolError(
+            "the server closed a reused connection without answering; "
+            f"up to {self.bytes_offered} bytes of the request had been sent, and whether it was processed is not known",
+            phase=error.phase,
+        )
+        explained.__cause__ = error
+        return explained
+
+    async def _send(
+        self, head: bytes, framing: RequestFraming, body: BodySource, timeouts: Timeouts
+    ) -> ResponseHead | None:
+        """Send all of the request, or what the server wants of it. Returns the answer if it came meanwhile."""
+        try:
+            if framing.expects_continue:
+                if head:
+                    await self._write(head, timeouts.write)
+                    head = b""
+                if (answer := await self._await_continue(timeouts.read)) is not None:
+                    return answer
+            await self._send_body(head, body, timeouts)
+        except (WriteError, WriteTimeout) as error:
+            return self._early or await self._answer_despite(error, timeouts.read)
+        return self._early
+
+    async def _send_body(self, head: bytes, body: BodySource, timeouts: Timeouts) -> None:
+        """Send the body, behind what is left to send of the head, until a refusal comes in."""
+        session = self._session
+        pending: list[BytesLike] = [head]
+        while (piece := await body.next()) is not None:
+            if not isinstance(piece, (bytes, bytearray, memoryview)):
+                raise ArgumentTypeError(f"a request's body must yield bytes, not {type(piece).__name__}")
+            if isinstance(piece, memoryview):
+                piece = piece.cast("B") if piece.contiguous else piece.tobytes()
+            if not piece:
+                continue
+            if not self.bytes_offered:
+                self._first_piece = piece
+            pending.extend(session.send_body(piece))
+            for buffer in _coalesced(pending):
+                await self._write_until_refused(buffer, timeouts)
+                if self._is_refused:
+                    return
+            pending = []
+        pending.append(session.send_end())
+        for buffer in _coalesced(pending):
+            await self._write(buffer, timeouts.write)
+
+    @property
+    def _is_refused(self) -> bool:
+        return self._early is not None and self._early.status >= 300
+
+    async def _write(self, buffer: BytesLike, timeout: float | None) -> None:
+        if not self.bytes_offered:
+            self._look_before_first_byte()
+        self.bytes_offered += len(buffer)
+        await self.stream.write(buffer, timeout)
+        self.bytes_sent += len(buffer)
+
+    async def _write_until_refused(self, buffer: BytesLike, timeouts: Timeouts) -> None:
+        """Write all of it. If the peer speaks up first, hear it, and go on unless it refuses."""
+        rest = memoryview(buffer)
+        while rest and self._early is None:
+            if not self.bytes_offered:
+                self._look_before_first_byte()
+            before = self.bytes_offered
+            self.bytes_offered += len(rest)
+            sent = await self.stream.write_until_readable(rest, timeouts.write)
+            self.bytes_offered = before + sent
+            self.bytes_sent += sent
+            rest = rest[sent:]
+            if rest:
+                if not self.bytes_sent and self._is_reused:
+                    raise _NotIdleError
+                await self._hear(timeouts.read)
+        if rest and not self._is_refused:
+            await self._write(rest, timeouts.write)
+
+    async def _hear(self, timeout: float | None) -> None:
+        """Take what has come while we were sending, and keep the final response, if it is that."""
+        try:
+            await self._fill(timeout)
+        except ReadError as error:
+            raise WriteError(
+                "the connection broke while the request was being sent", phase="write", errno=error.errno
+            ) from error
+        while (event := self._session.next_event()) is not None:
+            if isinstance(event, ResponseHead):
+                self._early = event
+                return
+
+    async def _answer_despite(self, error: WriteError | WriteTimeout, timeout: float | None) -> ResponseHead:
+        """Sending failed. If the server had answered before, that is what counts."""
+        self._has_write_failed = True
+        # What is here although nothing was sent is no answer, but where the connection is new and carries nobody
+        # else's.
+        if self._is_reused and not self.bytes_sent:
+            raise error
+        if isinstance(error, WriteTimeout) and not self.stream.get_extra_info("is_readable"):
+            raise error
+        limit = Limit(_smaller(timeout, LATE_ANSWER_SECONDS), self._runtime.now, "read")
+        try:
+            return await self._receive_head_within(limit)
+        except (ReadError, ReadTimeout, RemoteProtocolError):
+            raise error from None
+
+    async def _await_continue(self, timeout: float | None) -> ResponseHead | None:
+        """Hold the body back until the server asks for it, answers without it, or takes too long."""
+        limit = Limit(_smaller(timeout, EXPECT_CONTINUE_SECONDS), self._runtime.now, "read")
+        while True:
+            event = self._session.next_event()
+            if isinstance(event, ResponseHead):
+                return event
+            if isinstance(event, InterimResponse) and event.status == 100:
+                return None
+            if event is None:
+                try:
+                    await self._fill(limit.remaining())
+                except ReadTimeout:
+                    return None
+
+    # --- the response --------------------------------------------------------------------------------------
+
+    async def _receive_head(self, timeout: float | None) -> ResponseHead:
+        while True:
+            event = self._session.next_event()
+            if event is None:
+                await self._fill(timeout)
+            elif isinstance(event, ResponseHead):
+                return event
+
+    async def _receive_head_within(self, limit: Limit) -> ResponseHead:
+        while True:
+            event = self._session.next_event()
+            if event is None:
+                await self._fill(limit.remaining())
+            elif isinstance(event, ResponseHead):
+                return event
+
+    async def receive_body(self, timeout: float | None) -> bytes:
+        """The next bytes of the body, as many as are here; `b""` at its end, and after it.
+
+        Raises:
+            RemoteProtocolError: the body is cut off or not framed as it should be.
+            ReadError, ReadTimeout, DeadlineExceeded: as the stream raised it.
+        """
+        if self._failure is not None:
+            raise self._failure
+        pieces: list[bytes] = []
+        while not self._has_ended:
+            try:
+                event = self._session.next_event()
+            except RemoteProtocolError as error:
+                if not pieces:
+                    raise
+                self._failure = error  # first what came before it
+                break
+            if isinstance(event, BodyData):
+                pieces.append(event.data)
+            elif isinstance(event, EndOfResponse):
+                self.trailers = event.trailers
+                self._has_ended = True
+            elif pieces:
+                break
+            else:
+                await self._fill_body(timeout)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def _fill_body(self, timeout: float | None) -> None:
+        try:
+            await self._fill(timeout)
+        except ReadError as error:
+            if not self._session.is_delimited_by_close:
+                raise
+            raise RemoteProtocolError(
+                "the connection broke, so that the end of the response is not known", phase="read"
+            ) from error
+
+    async def _fill(self, timeout: float | None) -> None:
+        data = await self.stream.read(DEFAULT_READ_SIZE, timeout)
+        if not data and self._is_aborted:
+            # Some streams read our own closing, by another thread, as the peer's orderly end.
+            raise ReadError("the connection was closed while it was being read", phase="read")
+        self._session.receive(data)
+
+    # --- afterwards ----------------------------------------------------------------------------------------
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the response was read to its end."""
+        return self._has_ended
+
+    @property
+    def exchanges(self) -> int:
+        """How many requests it has carried, the present one included."""
+        return self._session.exchanges
+
+    @property
+    def idle_seconds(self) -> float:
+        """How long the server will keep the idle connection, by its own word."""
+        return self._session.idle_seconds
+
+    @property
+    def left_over(self) -> bytes:
+        """After a switch of protocols: the bytes of the new one that have come already."""
+        return self._session.left_over
+
+    async def drain(self) -> None:
+        """Read a small rest of the response, if that is quicker than a new connection.
+
+        A rest of declared length is waited for, but not long. Of any other only what is here already is taken:
+        it may be an endless one. Never raises for what the peer does.
+        """
+        session = self._session
+        left = session.body_left
+        if (
+            (left is not None and left > DRAIN_BYTES)
+            or session.is_delimited_by_close
+            or session.is_answered_early
+        ):
+            return
+        limit = Limit(DRAIN_SECONDS, self._runtime.now, "read")
+        budget = DRAIN_BYTES
+        try:
+            while not self._has_ended and budget >= 0 and self._failure is None:
+                event = session.next_event()
+                if isinstance(event, BodyData):
+                    budget -= len(event.data)
+                elif isinstance(event, EndOfResponse):
+                    self._has_ended = True
+                elif left is None and not self.stream.get_extra_info("is_readable"):
+                    return
+                else:
+                    await self._fill(limit.remaining())
+        except LaminaError:
+            self._has_ended = False
+
+    def start_next(self) -> bool:
+        """Make ready for another request. Returns whether that is possible; if not, it is to be closed."""
+        if self._is_aborted or self._has_write_failed or self._failure is not None:
+            return False
+        if self._session.obstacle_to_reuse() is not None:
+            return False
+        self._session.start_next()
+        return True
+
+    def close_now(self) -> None:
+        """Close the stream in the protocol's way, as far as that needs no waiting."""
+        self._is_aborted = True
+        self.stream.close_now()
+
+    def abort(self) -> None:
+        """Close the stream without farewell; may be called from anywhere, at any time."""
+        self._is_aborted = True
+        self.stream.abort()
+
+
+def _smaller(timeout: float | None, seconds: float) -> float:
+    return seconds if timeout is None else min(timeout, seconds)
+
+
+def _coalesced(buffers: list[BytesLike]) -> list[BytesLike]:
+    """Join what is small; leave what is large as it is, uncopied."""
+    joined: list[BytesLike] = []
+    small: list[BytesLike] = []
+    size = 0
+    for buffer in buffers:
+        length = len(buffer)
+        if size + length > COALESCE_BYTES and small:
+            joined.append(b"".join(small))
+            small, size = [], 0
+        if length > COALESCE_BYTES:
+            joined.append(buffer)
+        elif length:
+            small.append(buffer)
+            size += length
+    if small:
+        joined.append(small[0] if len(small) == 1 else b"".join(small))
+    return joined

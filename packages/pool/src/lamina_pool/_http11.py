@@ -1,0 +1,417 @@
+"""What an HTTP/1.1 connection may do next: bytes in, events out, no I/O.
+
+h11 parses, serialises and keeps the two state machines (RFC 9112). This module adds what a client that reuses
+connections has to decide besides:
+
+- The one gate for reuse, `obstacle_to_reuse`. A connection is used again only if both sides are done, no byte
+  was left over, the framing was beyond doubt and the answer did not begin before the request had ended.
+  Whatever else may be the case, the connection is closed: closing one too many costs a handshake, reusing one
+  too many gives somebody another one's answer.
+- Limits that h11 leaves open: fields in a head, interim responses, their bytes; and how long a line may be that h11
+  matches against patterns whose time grows with the square of its length, blanks in a row above all. So h11 is fed
+  slice by slice while what comes may be a head or a chunk's header, and a head is looked through before.
+- An answer that is not HTTP/1.x is named for what it is (TLS, SSH, HTTP/2) at its first bytes, instead of
+  being waited for until a time-out.
+
+Every exception is one of lamina's: `LocalProtocolError` for what we were asked to send,
+`RemoteProtocolError` for what came.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import h11
+
+from lamina_interfaces import LocalProtocolError, RemoteProtocolError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lamina_interfaces import BytesLike
+
+Headers: TypeAlias = "list[tuple[bytes, bytes]]"
+
+MAX_HEAD_BYTES = 100 * 1024
+"""The most bytes of one head. Servers' own limits lie at 8 to 64 KiB."""
+
+MAX_CHUNK_OVERHEAD = 8 * 1024
+"""The most bytes of one chunk's header, extensions included, or of the trailer section."""
+
+MAX_BLANKS = 1024
+"""The most blanks in a row in a head. Nobody needs two."""
+
+SLICE_BYTES = 8 * 1024
+"""How much h11 is fed at once while what comes may be a head or a chunk's header."""
+
+MAX_FIELDS = 256
+"""The most fields in one head or trailer section; in a head, the most lines of them."""
+
+MAX_INTERIM_RESPONSES = 16
+"""The most 1xx responses before the final one. A server needs one or two (100, 103)."""
+
+MAX_INTERIM_BYTES = 64 * 1024
+"""The most bytes of fields in all 1xx responses to one request."""
+
+MAX_QUOTE = 200
+"""The most characters of what a peer sent that an error message quotes."""
+
+KEEP_ALIVE_MARGIN = 1.0
+"""Seconds by which a server's `Keep-Alive: timeout=` is shortened, for a request that is on its way as it ends."""
+
+_PREFIX = b"HTTP/"
+_CUT_OFF = "the server ended the connection in the midst of its response"
+_HEAD_END = re.compile(rb"\n\r?\n")
+_BLANKS = re.compile(rb"[ \t]{%d}" % (MAX_BLANKS + 1))
+_KEEP_ALIVE_TIMEOUT = re.compile(rb"(?:^|[,;\s])timeout\s*=\s*\"?(\d{1,9})\"?(?=$|[,;\s])", re.IGNORECASE)
+
+
+class InterimResponse(NamedTuple):
+    """A 1xx response that is not the answer yet (RFC 9110, section 15.2)."""
+
+    status: int
+    headers: Headers
+
+
+class ResponseHead(NamedTuple):
+    """Status line and fields of the answer.
+
+    Attributes:
+        http_version: `b"HTTP/1.1"` or `b"HTTP/1.0"`.
+        status: 200 to 599 and beyond, or 101 when the server switches protocols as it was asked to.
+        reason: the reason phrase, often empty.
+        headers: the fields in their order, names as the server wrote them.
+        switches_protocol: whether what follows is no longer HTTP: after 101, and after 2xx to CONNECT.
+    """
+
+    http_version: bytes
+    status: int
+    reason: bytes
+    headers: Headers
+    switches_protocol: bool
+
+
+class BodyData(NamedTuple):
+    """A piece of the answer's body; not empty."""
+
+    data: bytes
+
+
+class EndOfResponse(NamedTuple):
+    """The answer is complete."""
+
+    trailers: Headers
+
+
+Event: TypeAlias = "InterimResponse | ResponseHead | BodyData | EndOfResponse"
+
+
+class HTTP11Session:
+    """The protocol state of one HTTP/1.1 connection, from the client's side. Not thread-safe.
+
+    Attributes:
+        has_answer_begun: whether any byte of the answer to the present request has come.
+        is_answered_early: whether the final response began before the request had ended.
+        exchanges: how many requests were begun.
+    """
+
+    def __init__(self) -> None:
+        self._h11 = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
+        self._unfed = memoryview(b"")
+        self._has_peer_ended = False
+        self._is_end_fed = False
+        self._has_failed = False
+        self.exchanges = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self.has_answer_begun = False
+        self.is_answered_early = False
+        self._prefix = b""
+        self._interim_responses = 0
+        self._interim_bytes = 0
+        self._is_framing_ambiguous = False
+        self._is_delimited_by_close = False
+        self._is_chunked = False
+        self._body_left: int | None = None
+        self._keep_alive_timeout: int | None = None
+
+    # --- sending -------------------------------------------------------------------------------------------
+
+    def send_head(self, method: bytes, target: bytes, headers: Headers) -> bytes:
+        """Begin a request; the bytes of its head.
+
+        Raises:
+            LocalProtocolError: it is not valid, or the connection is not ready for a request.
+        """
+        try:
+            data = self._h11.send(h11.Request(method=method, target=target, headers=headers))
+        except h11.LocalProtocolError as error:
+            raise LocalProtocolError(str(error), phase="write") from error
+        self.exchanges += 1
+        return data
+
+    def send_body(self, data: BytesLike) -> Sequence[BytesLike]:
+        """A piece of the request's body, framed; the data itself is passed through, not copied.
+
+        Raises:
+            LocalProtocolError: more than the declared Content-Length.
+        """
+        try:
+            # h11's types say `bytes`, its documentation any bytes-like object.
+            return self._h11.send_with_data_passthrough(h11.Data(data=data)) or ()  # type: ignore[arg-type]
+        except h11.LocalProtocolError as error:
+            raise LocalProtocolError(str(error), phase="write") from error
+
+    def send_end(self) -> bytes:
+        """End the request; what is still to be sent for it.
+
+        Raises:
+            LocalProtocolError: less than the declared Content-Length.
+        """
+        try:
+            return self._h11.send(h11.EndOfMessage())
+        except h11.LocalProtocolError as error:
+            raise LocalProtocolError(str(error), phase="write") from error
+
+    @property
+    def is_request_complete(self) -> bool:
+        """Whether all of the request was handed out for sending."""
+        return self._h11.our_state not in (h11.IDLE, h11.SEND_BODY)
+
+    # --- receiving -----------------------------------------------------------------------------------------
+
+    def receive(self, data: bytes) -> None:
+        """Take what the peer sent; `b""` for the orderly end of the connection.
+
+        Raises:
+            RemoteProtocolError: this is not HTTP/1.x, or nothing at all.
+        """
+        if data:
+            self.has_answer_begun = True
+            if len(self._prefix) < len(_PREFIX):
+                self._prefix = (self._prefix + data[: len(_PREFIX)])[: len(_PREFIX)]
+                if not _PREFIX.startswith(self._prefix):
+                    self._has_failed = True
+                    raise RemoteProtocolError(_describe_foreign_bytes(data), phase="read")
+            self._unfed = memoryview(bytes(self._unfed) + data if self._unfed else data)
+        else:
+            self._has_peer_ended = True
+            if not self.has_answer_begun:
+                self._has_failed = True
+                raise RemoteProtocolError(
+                    "the server ended the connection without sending a response", phase="read"
+                )
+        self._feed()
+
+    def _feed(self) -> bool:
+        """Let h11 have more of what has come. Returns whether there was any."""
+        if self._unfed:
+            is_plain = self._h11.their_state is h11.SEND_BODY and not self._is_chunked
+            size = len(self._unfed) if is_plain else SLICE_BYTES
+            # h11's types say `bytes`; it only appends them to a bytearray.
+            self._h11.receive_data(self._unfed[:size])  # type: ignore[arg-type]
+            self._unfed = self._unfed[size:]
+            return True
+        if self._has_peer_ended and not self._is_end_fed:
+            self._is_end_fed = True
+            self._h11.receive_data(b"")
+            return True
+        return False
+
+    def next_event(self) -> Event | None:
+        """The next thing that has come, or `None` if more bytes are needed first.
+
+        Raises:
+            RemoteProtocolError: the peer broke the protocol, or one of the limits above. After that there is
+                no more to come.
+        """
+        try:
+            return self._next_event()
+        except RemoteProtocolError:
+            self._has_failed = True
+            raise
+
+    def _next_event(self) -> Event | None:
+        event = self._parse()
+        while event is h11.NEED_DATA:
+            if self._is_chunked and len(self._h11.trailing_data[0]) > MAX_CHUNK_OVERHEAD:
+                raise RemoteProtocolError(
+                    f"a chunk's header or the trailer section is larger than {MAX_CHUNK_OVERHEAD} bytes",
+                    phase="read",
+                )
+            if not self._feed():
+                return None
+            event = self._parse()
+        if isinstance(event, h11.Data):
+            if self._body_left is not None:
+                self._body_left -= len(event.data)
+            return BodyData(bytes(event.data))
+        if isinstance(event, h11.EndOfMessage):
+            return EndOfResponse(_checked_fields(event.headers.raw_items(), "trailer section"))
+        if isinstance(event, h11.InformationalResponse):
+            return self._interim(event)
+        if isinstance(event, h11.Response):
+            return self._final(event)
+        if event is h11.PAUSED:
+            return EndOfResponse([])  # after a switch of protocols there is nothing more of ours
+        raise RemoteProtocolError(_CUT_OFF, phase="read")
+
+    def _parse(self) -> Any:
+        is_head = self._h11.their_state in (h11.IDLE, h11.SEND_RESPONSE)
+        if is_head:
+            self._look_through_head()
+        try:
+            return self._h11.next_event()
+        except h11.RemoteProtocolError as error:
+            if is_head and self._is_end_fed:
+                raise RemoteProtocolError(_CUT_OFF, phase="read") from error
+            raise RemoteProtocolError(_shortened(str(error)), phase="read") from error
+
+    def _look_through_head(self) -> None:
+        held = self._h11.trailing_data[0]
+        end = _HEAD_END.search(held)
+        if end is None:
+            return
+        if held.count(b"\n", 0, end.start()) > MAX_FIELDS:
+            raise RemoteProtocolError(
+                f"the response's head has more than {MAX_FIELDS} lines of fields", phase="read"
+            )
+        if _BLANKS.search(held, 0, end.start()):
+            raise RemoteProtocolError(
+                f"the response's head has more than {MAX_BLANKS} blanks in a row", phase="read"
+            )
+
+    def _interim(self, event: h11.InformationalResponse) -> Event:
+        headers = _checked_fields(event.headers.raw_items(), "head")
+        _check_version(event.http_version)
+        if event.status_code == 101:
+            return ResponseHead(b"HTTP/" + event.http_version, 101, bytes(event.reason), headers, True)
+        self._interim_responses += 1
+        self._interim_bytes += sum(len(name) + len(value) for name, value in headers)
+        if self._interim_responses > MAX_INTERIM_RESPONSES or self._interim_bytes > MAX_INTERIM_BYTES:
+            raise RemoteProtocolError(
+                f"the server sent {self._interim_responses} interim (1xx) responses and no final one",
+                phase="read",
+            )
+        return InterimResponse(event.status_code, headers)
+
+    def _final(self, event: h11.Response) -> ResponseHead:
+        headers = _checked_fields(event.headers.raw_items(), "head")
+        _check_version(event.http_version)
+        self.is_answered_early = self._h11.our_state is h11.SEND_BODY
+        self._judge_framing(event)
+        switches = self._h11.their_state is h11.SWITCHED_PROTOCOL
+        return ResponseHead(
+            b"HTTP/" + event.http_version, event.status_code, bytes(event.reason), headers, switches
+        )
+
+    def _judge_framing(self, event: h11.Response) -> None:
+        length = transfer_encoding = None
+        for name, value in event.headers:
+            if name == b"content-length":
+                length = value
+            elif name == b"transfer-encoding":
+                transfer_encoding = value
+            elif name == b"keep-alive":
+                found = _KEEP_ALIVE_TIMEOUT.search(value)
+                self._keep_alive_timeout = None if found is None else int(found.group(1))
+        # RFC 9112, section 6.3: both at once "might indicate an attempt to perform response splitting". The
+        # body is read by its chunks, as the RFC says; what follows it on this connection is not trusted.
+        self._is_framing_ambiguous = length is not None and transfer_encoding is not None
+        if event.status_code == 204 and (transfer_encoding is not None or length not in (None, b"0")):
+            # RFC 9110, section 8.6: must not be sent. The body that it announces may be on its way.
+            self._is_framing_ambiguous = True
+        self._is_chunked = self._h11.their_state is h11.SEND_BODY and transfer_encoding is not None
+        if self._h11.their_state is h11.SEND_BODY and transfer_encoding is None:
+            self._is_delimited_by_close = length is None
+            # h11 has checked that it is one number, however often it was repeated.
+            self._body_left = None if length is None else int(length.split(b",")[0])
+
+    # --- after the answer ----------------------------------------------------------------------------------
+
+    @property
+    def is_delimited_by_close(self) -> bool:
+        """Whether nothing but the orderly end of the connection tells where the body ends."""
+        return self._is_delimited_by_close
+
+    @property
+    def body_left(self) -> int | None:
+        """Bytes of the body still to come, where its length was declared; 0 before and after the body."""
+        return self._body_left if self._h11.their_state is h11.SEND_BODY else 0
+
+    @property
+    def idle_seconds(self) -> float:
+        """How long the server will keep the idle connection, by its own word; `inf` if it said nothing."""
+        if self._keep_alive_timeout is None:
+            return float("inf")
+        return max(0.0, self._keep_alive_timeout - KEEP_ALIVE_MARGIN)
+
+    @property
+    def left_over(self) -> bytes:
+        """Bytes that came behind the answer: the first of the new protocol after a switch, else a fault."""
+        return self._h11.trailing_data[0] + self._unfed
+
+    def obstacle_to_reuse(self) -> str | None:
+        """Why the connection cannot take another request, or `None` if it can. The one gate."""
+        if self._has_failed:
+            return "the peer broke the protocol"
+        if self._has_peer_ended:
+            return "the server has ended the connection"
+        ours, theirs = self._h11.our_state, self._h11.their_state
+        if h11.SWITCHED_PROTOCOL in (ours, theirs):
+            return "the protocol was switched"
+        if self.is_answered_early:
+            return "the answer came before the request had ended"
+        if theirs is h11.MUST_CLOSE or ours is h11.MUST_CLOSE:
+            return "the connection was not to be kept alive"
+        if ours is not h11.DONE:
+            return "the request was not sent to its end"
+        if theirs is not h11.DONE:
+            return "the response was not read to its end"
+        if self.left_over:
+            return "bytes came behind the end of the response"
+        if self._is_framing_ambiguous:
+            return "the response was framed in two ways at once"
+        return None
+
+    def start_next(self) -> None:
+        """Make ready for another request. Only where `obstacle_to_reuse` finds none."""
+        self._h11.start_next_cycle()
+        self._begin()
+
+
+def _checked_fields(fields: Headers, where: str) -> Headers:
+    """Refuse what is over the limits; h11 checks the size only of what has not come whole."""
+    if len(fields) > MAX_FIELDS:
+        raise RemoteProtocolError(f"the response's {where} has {len(fields)} fields", phase="read")
+    if sum(len(name) + len(value) for name, value in fields) > MAX_HEAD_BYTES:
+        raise RemoteProtocolError(
+            f"the response's {where} is larger than {MAX_HEAD_BYTES} bytes", phase="read"
+        )
+    return fields
+
+
+def _check_version(version: bytes) -> None:
+    # RFC 9112, section 2.3; h11 takes any digits.
+    if version[:2] != b"1.":
+        raise RemoteProtocolError(
+            f"the server answered in HTTP/{version.decode('ascii')} to a request in HTTP/1.1", phase="read"
+        )
+
+
+def _shortened(text: str) -> str:
+    """h11 quotes a whole line, which may be as long as a head may be."""
+    return text if len(text) <= MAX_QUOTE else f"{text[:MAX_QUOTE]}…"
+
+
+def _describe_foreign_bytes(data: bytes) -> str:
+    """Say what a peer speaks whose first bytes are not those of an HTTP/1.x response."""
+    if data[:1] in (b"\x15", b"\x16") and data[1:2] in (b"\x03", b""):
+        return "the server answered with TLS to a request without TLS; is this an https port?"
+    if data[3:4] == b"\x04" and data[5:9] == bytes(4):
+        return "the server speaks HTTP/2 where HTTP/1.1 was expected"
+    if data.startswith(b"SSH-"):
+        return "the server speaks SSH, not HTTP"
+    return f"the server's answer is not an HTTP/1.x response; it begins with {data[:32]!r}"
