@@ -1,0 +1,196 @@
+"""The assembled network layer of an HTTP client, behind one flat module that speaks the words of httpcore 1.0.
+
+- Here: the names, and the table that says which layer has each of them. A layer is imported when one of its names is
+  first used, so `import lamina` alone costs next to nothing.
+- `_api`: the functions that need no pool, `request` and `stream`, and names that only exist here.
+- `_cli`, `_cli_arguments`, `_cli_report`, `_cli_output`: the command `lamina`, also `python -m lamina`. `_waterfall`:
+  where the time of a request went, as text bars.
+- `demo`: all layers at work on loopback, `python -m lamina.demo`. `_demo_server` is what they talk to.
+"""
+
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING
+
+from ._version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from lamina_interfaces import ArgumentTypeError as ArgumentTypeError
+    from lamina_interfaces import ArgumentValueError as ArgumentValueError
+    from lamina_interfaces import AsyncInterruptibleWriter as AsyncInterruptibleWriter
+    from lamina_interfaces import AsyncNetworkBackend as AsyncNetworkBackend
+    from lamina_interfaces import AsyncNetworkStream as AsyncNetworkStream
+    from lamina_interfaces import AsyncResolver as AsyncResolver
+    from lamina_interfaces import BackendNotFound as BackendNotFound
+    from lamina_interfaces import ConcurrencyError as ConcurrencyError
+    from lamina_interfaces import ConnectAttempt as ConnectAttempt
+    from lamina_interfaces import ConnectError as ConnectError
+    from lamina_interfaces import ConnectionNotAvailable as ConnectionNotAvailable
+    from lamina_interfaces import ConnectTimeout as ConnectTimeout
+    from lamina_interfaces import DeadlineExceeded as DeadlineExceeded
+    from lamina_interfaces import InterruptibleWriter as InterruptibleWriter
+    from lamina_interfaces import InvalidURL as InvalidURL
+    from lamina_interfaces import LaminaError as LaminaError
+    from lamina_interfaces import LocalProtocolError as LocalProtocolError
+    from lamina_interfaces import NetworkBackend as NetworkBackend
+    from lamina_interfaces import NetworkError as NetworkError
+    from lamina_interfaces import NetworkStream as NetworkStream
+    from lamina_interfaces import PoolClosed as PoolClosed
+    from lamina_interfaces import PoolTimeout as PoolTimeout
+    from lamina_interfaces import ProtocolError as ProtocolError
+    from lamina_interfaces import ProxyError as ProxyError
+    from lamina_interfaces import ReadError as ReadError
+    from lamina_interfaces import ReadTimeout as ReadTimeout
+    from lamina_interfaces import RemoteProtocolError as RemoteProtocolError
+    from lamina_interfaces import ResolvedAddress as ResolvedAddress
+    from lamina_interfaces import Resolver as Resolver
+    from lamina_interfaces import TimeoutException as TimeoutException
+    from lamina_interfaces import TimingSpan as TimingSpan
+    from lamina_interfaces import UnsupportedProtocol as UnsupportedProtocol
+    from lamina_interfaces import WriteError as WriteError
+    from lamina_interfaces import WriteTimeout as WriteTimeout
+    from lamina_interfaces import default_backend as default_backend
+    from lamina_interfaces import load_backend as load_backend
+    from lamina_mock import AsyncMockBackend as AsyncMockBackend
+    from lamina_mock import AsyncMockStream as AsyncMockStream
+    from lamina_mock import MockBackend as MockBackend
+    from lamina_mock import MockStream as MockStream
+    from lamina_pool import URL as URL
+    from lamina_pool import ByteStream as ByteStream
+    from lamina_pool import ConnectionPool as ConnectionPool
+    from lamina_pool import Origin as Origin
+    from lamina_pool import PooledConnection as PooledConnection
+    from lamina_pool import PoolStats as PoolStats
+    from lamina_pool import Proxy as Proxy
+    from lamina_pool import Request as Request
+    from lamina_pool import Response as Response
+    from lamina_pool import ResponseStateError as ResponseStateError
+    from lamina_pool import default_ssl_context as default_ssl_context
+    from lamina_sync_backend import SyncBackend as SyncBackend
+    from lamina_sync_backend import SyncStream as SyncStream
+    from lamina_timeouts import TimeoutStateError as TimeoutStateError
+    from lamina_timeouts import timeout as timeout
+
+    from ._api import SOCKET_OPTION as SOCKET_OPTION
+    from ._api import request as request
+    from ._api import stream as stream
+
+__all__ = [
+    "SOCKET_OPTION",
+    "URL",
+    "ArgumentTypeError",
+    "ArgumentValueError",
+    "AsyncInterruptibleWriter",
+    "AsyncMockBackend",
+    "AsyncMockStream",
+    "AsyncNetworkBackend",
+    "AsyncNetworkStream",
+    "AsyncResolver",
+    "BackendNotFound",
+    "ByteStream",
+    "ConcurrencyError",
+    "ConnectAttempt",
+    "ConnectError",
+    "ConnectTimeout",
+    "ConnectionNotAvailable",
+    "ConnectionPool",
+    "DeadlineExceeded",
+    "InterruptibleWriter",
+    "InvalidURL",
+    "LaminaError",
+    "LocalProtocolError",
+    "MockBackend",
+    "MockStream",
+    "NetworkBackend",
+    "NetworkError",
+    "NetworkStream",
+    "Origin",
+    "PoolClosed",
+    "PoolStats",
+    "PoolTimeout",
+    "PooledConnection",
+    "ProtocolError",
+    "Proxy",
+    "ProxyError",
+    "ReadError",
+    "ReadTimeout",
+    "RemoteProtocolError",
+    "Request",
+    "ResolvedAddress",
+    "Resolver",
+    "Response",
+    "ResponseStateError",
+    "SyncBackend",
+    "SyncStream",
+    "TimeoutException",
+    "TimeoutStateError",
+    "TimingSpan",
+    "UnsupportedProtocol",
+    "WriteError",
+    "WriteTimeout",
+    "__version__",
+    "default_backend",
+    "default_ssl_context",
+    "load_backend",
+    "request",
+    "stream",
+    "timeout",
+]
+
+# What is not in the table comes from `lamina_interfaces`.
+_HOMES = {
+    "AsyncMockBackend": "lamina_mock",
+    "AsyncMockStream": "lamina_mock",
+    "ByteStream": "lamina_pool",
+    "ConnectionPool": "lamina_pool",
+    "MockBackend": "lamina_mock",
+    "MockStream": "lamina_mock",
+    "Origin": "lamina_pool",
+    "PoolStats": "lamina_pool",
+    "PooledConnection": "lamina_pool",
+    "Proxy": "lamina_pool",
+    "Request": "lamina_pool",
+    "Response": "lamina_pool",
+    "ResponseStateError": "lamina_pool",
+    "SOCKET_OPTION": "lamina._api",
+    "SyncBackend": "lamina_sync_backend",
+    "SyncStream": "lamina_sync_backend",
+    "TimeoutStateError": "lamina_timeouts",
+    "URL": "lamina_pool",
+    "default_ssl_context": "lamina_pool",
+    "request": "lamina._api",
+    "stream": "lamina._api",
+    "timeout": "lamina_timeouts",
+}
+
+_EXTRAS = {"lamina_mock": "mock"}
+
+# Hidden from type checkers, which would take it as leave to use any name at all.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        home = _HOMES.get(name, "lamina_interfaces")
+        try:
+            module = _import_module(home)
+        except ModuleNotFoundError as error:
+            if error.name != home:
+                raise
+            extra = _EXTRAS.get(home)
+            wanted = home.replace("_", "-")
+            # An AttributeError would let `from lamina import …` replace this text by one of its own.
+            raise ImportError(
+                f"lamina.{name} is in the package {wanted}, which is not installed; "
+                f"install it with: pip install {wanted if extra is None else f'lamina[{extra}]'}",
+                name=home,
+            ) from error
+        value = globals()[name] = getattr(module, name)
+        return value
+
+
+def __dir__() -> list[str]:
+    # Without what is not installed: whoever walks over a module's names wants to read each of them.
+    from importlib.util import find_spec
+
+    missing = {home for home in _EXTRAS if find_spec(home) is None}
+    return sorted({*globals(), *(name for name in __all__ if _HOMES.get(name) not in missing)})

@@ -1,0 +1,294 @@
+"""The command `lamina`: fetch a URL, and show what happened on the way.
+
+`_cli_arguments` is the command line with its exit codes, `_cli_output` where the body goes, `_cli_report` what `-v`
+tells. Here is how they go together, and what a person is told when it fails: one line, and what to do about it.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from functools import partial
+from typing import IO, TYPE_CHECKING, Any
+
+from lamina_interfaces import (
+    AsyncNetworkBackend,
+    BackendNotFound,
+    ConnectError,
+    LaminaError,
+    TimeoutException,
+    load_backend,
+)
+
+from ._cli_arguments import Exit, parse
+from ._cli_output import Output, OutputError, Progress
+from ._cli_report import Report, printable
+from ._version import __version__
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from lamina_interfaces import Phase
+    from lamina_pool import Response
+
+    from ._cli_arguments import Options
+
+READ_SIZE = 64 * 1024
+"""Bytes of a file that are sent at a time."""
+
+_CHECK_THE_DATE = "check the date of this machine, or tell the server's owner"
+_OTHER_NAME = "the server has no certificate for this name"
+
+TLS_ADVICE = {9: _CHECK_THE_DATE, 10: _CHECK_THE_DATE, 62: _OTHER_NAME, 64: _OTHER_NAME}
+"""By OpenSSL's verdict: X509_V_ERR_CERT_NOT_YET_VALID, ..._CERT_HAS_EXPIRED, ..._HOSTNAME_MISMATCH,
+..._IP_ADDRESS_MISMATCH. For any other, trusting another authority may help."""
+
+
+class Failure(Exception):
+    """The command ends here.
+
+    Attributes:
+        code: to end with.
+        text: for a person; nothing is said if it is empty.
+    """
+
+    def __init__(self, code: Exit, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+        self.text = text
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: the command line without the command, or `None` for the process's own.
+
+    Returns:
+        The exit code, one of `Exit`.
+
+    Raises:
+        SystemExit: for nonsense on the command line, `--help` and `--version`.
+    """
+    try:
+        options = parse(arguments)
+        _fetch(options)
+    except Failure as failure:
+        _complain(failure.text)
+        return failure.code
+    except OutputError as error:
+        _complain(str(error))
+        return Exit.OUTPUT
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return Exit.INTERRUPTED
+    return Exit.OK
+
+
+def _complain(text: str) -> None:
+    if text and sys.stderr is not None:
+        encoding = sys.stderr.encoding or "utf-8"
+        print(
+            f"lamina: {printable(text)}".encode(encoding, "backslashreplace").decode(encoding),
+            file=sys.stderr,
+        )
+
+
+def _fetch(options: Options) -> None:
+    # Imported only now, so that `--help` and nonsense are answered at once.
+    from lamina_pool import ConnectionPool
+    from lamina_timeouts import timeout
+
+    _check_url(options.url)
+    content, length = _content(options.data)
+    report = Report(sys.stderr, has_body=content is not None) if options.verbose and sys.stderr else None
+    pool_options: dict[str, Any] = {"uds": options.uds, "ssl_context": _ssl_context(options)}
+    if options.backend is not None:
+        pool_options["network_backend"] = _backend(options.backend)
+    try:
+        with (
+            Output(options.output) as output,
+            timeout(options.timeout),
+            ConnectionPool(**pool_options) as pool,
+            pool.stream(
+                options.method or ("GET" if content is None else "POST"),
+                options.url,
+                headers=_headers(options, length),
+                content=content,
+                extensions={} if report is None else {"trace": report},
+            ) as response,
+        ):
+            if options.fail and response.status >= 400:
+                reason = response.extensions["reason_phrase"].decode("latin-1")
+                raise Failure(Exit.HTTP_ERROR, f"the server answered {response.status} {reason}".rstrip())
+            _copy(response, output, sys.stderr)
+            if report is not None:
+                report.finished()
+            output.complete()
+    except LaminaError as error:
+        raise explain(error, options) from error
+    finally:
+        if report is not None:
+            report.write_waterfall()
+
+
+def _copy(response: Response, output: Output, terminal: IO[str] | None) -> None:
+    total = next((int(value) for name, value in response.headers if name.lower() == b"content-length"), None)
+    shows = output.is_file and terminal is not None and terminal.isatty()
+    progress = Progress(total, terminal if shows else None)
+    try:
+        for chunk in response.iter_stream():
+            output.write(chunk)
+            progress.advance(len(chunk))
+    finally:
+        progress.end()
+
+
+# --- from the command line to the pool's arguments ---------------------------------------------------------
+
+
+def _check_url(url: str) -> None:
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        raise Failure(Exit.ARGUMENT, f"{url!r} is no complete URL; write https://{url}")
+    authority = rest.partition("/")[0].partition("?")[0].partition("#")[0]
+    if "@" in authority:
+        place = authority.rpartition("@")[2]
+        raise Failure(
+            Exit.ARGUMENT,
+            f"user name and password are not taken from the URL; write {scheme}://{place}/ "
+            "and -H 'Authorization: Basic …'",
+        )
+
+
+def _headers(options: Options, length: int | None) -> list[tuple[bytes, bytes]]:
+    headers = [(_header_bytes(name), _header_bytes(value)) for name, value in options.headers]
+    given = {name.lower() for name, _ in headers}
+    defaults = [(b"User-Agent", f"lamina/{__version__}".encode()), (b"Accept", b"*/*")]
+    if length is not None and b"transfer-encoding" not in given:
+        defaults.append((b"Content-Length", b"%d" % length))
+    return [*(each for each in defaults if each[0].lower() not in given), *headers]
+
+
+def _header_bytes(text: str) -> bytes:
+    # As the shell gave them: what is not ASCII goes out in the bytes that were typed (RFC 9110, section 5.5).
+    return os.fsencode(text)
+
+
+def _content(data: str | None) -> tuple[bytes | Iterable[bytes] | None, int | None]:
+    """The body, and its length where that is known and the pool cannot see it."""
+    if data is None:
+        return None, None
+    if not data.startswith("@"):
+        return os.fsencode(data), None
+    path = data[1:]
+    if path == "-":
+        return iter(partial(os.read, sys.stdin.fileno(), READ_SIZE), b""), None
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            return FileBody(path), None
+        with open(path, "rb"):
+            pass  # so that a file that cannot be read is told of before anything is sent
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return FileBody(path), status.st_size
+
+
+class FileBody:
+    """A file as a request's body, which can be sent anew from its beginning."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            with open(self._path, "rb") as file:
+                yield from iter(partial(file.read, READ_SIZE), b"")
+        except OSError as error:
+            raise _unreadable(self._path, error) from error
+
+
+def _unreadable(path: str, error: OSError) -> Failure:
+    return Failure(Exit.ARGUMENT, f"cannot read {path}: {error.strerror}")
+
+
+def _ssl_context(options: Options) -> ssl.SSLContext | None:
+    """The context that the options ask for; `None` for the pool's own."""
+    if options.cacert is None and not options.insecure:
+        return None
+    import ssl
+
+    if options.insecure:
+        context = ssl.create_default_context()
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    else:
+        try:
+            context = ssl.create_default_context(cafile=options.cacert)
+        except ssl.SSLError as error:
+            text = f"{options.cacert} is not a file of certificates in PEM form"
+            raise Failure(Exit.ARGUMENT, text) from error
+        except OSError as error:
+            raise Failure(Exit.ARGUMENT, f"cannot read {options.cacert}: {error.strerror}") from error
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def _backend(name: str) -> Any:
+    try:
+        backend = load_backend(name)
+    except (BackendNotFound, ImportError) as error:
+        raise Failure(Exit.ARGUMENT, str(error)) from error
+    if isinstance(backend, AsyncNetworkBackend):
+        raise Failure(
+            Exit.ARGUMENT, f"the backend {name!r} is for async code; this command takes blocking ones"
+        )
+    return backend
+
+
+# --- what a person is told ---------------------------------------------------------------------------------
+
+
+DOING: dict[Phase | None, str] = {
+    "dns": "looking up the name",
+    "connect": "connecting",
+    "tls": "the TLS handshake",
+    "write": "sending the request",
+    "read": "waiting for the server",
+}
+"""What a phase is called for a reader."""
+
+
+def explain(error: LaminaError, options: Options) -> Failure:
+    """The exit code for an error, and a line that says what to do about it.
+
+    Every circumstance is told with `--verbose`; without it, only what a person needs.
+    """
+    text, advice = error.message, ""
+    if isinstance(error, TimeoutException):
+        code, advice = Exit.TIMEOUT, "" if options.timeout is None else "give it more time with --timeout"
+        after = "" if error.elapsed is None else f" after {error.elapsed:.1f} s"
+        text = f"gave up{after}, during {DOING.get(error.phase, 'the request')}"
+    elif isinstance(error, (ValueError, TypeError)):
+        code = Exit.ARGUMENT
+    elif isinstance(error, ConnectError) and error.phase == "tls":
+        code, advice = Exit.TLS, _tls_advice(error)
+    elif isinstance(error, ConnectError):
+        code, advice = Exit.CONNECT, "check the name, or the network" if error.phase == "dns" else ""
+    else:
+        code = Exit.RESPONSE
+    if options.verbose:
+        text = str(error)
+    elif len(error.attempts) > 1:
+        text += f" (tried {', '.join(attempt.address for attempt in error.attempts)})"
+    return Failure(code, f"{text}; {advice}" if advice else text)
+
+
+def _tls_advice(error: ConnectError) -> str:
+    verdict = getattr(error.__cause__, "verify_code", None)
+    if verdict is not None:
+        return TLS_ADVICE.get(verdict, "if you trust its authority, name that with --cacert FILE")
+    return "does the server speak TLS on this port?" if "wrong version number" in str(error).lower() else ""

@@ -1,0 +1,158 @@
+"""What `-v` tells: the connection, the heads of request and response, and where the time went.
+
+The lines come while the request is under way, from the events of the `trace` extension, so that one sees how far it
+got before it failed. They begin with `*` for facts, `>` for what is sent, `<` for what is received, as curl's do.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, TextIO
+
+from lamina_interfaces.dialing import format_address
+
+from ._waterfall import ASCII_BAR, BAR, draw, spans_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+SHORT_NAMES = {
+    "commonName": "CN",
+    "countryName": "C",
+    "localityName": "L",
+    "organizationName": "O",
+    "organizationalUnitName": "OU",
+    "stateOrProvinceName": "ST",
+}
+"""Parts of a distinguished name as RFC 4514, section 3, writes them."""
+
+
+class Report:
+    """A `trace` callback that writes what it hears.
+
+    Args:
+        out: text goes there.
+        has_body: whether the request has a body, so that sending it is worth a line.
+    """
+
+    def __init__(self, out: TextIO, *, has_body: bool) -> None:
+        self._out = out
+        self._has_body = has_body
+        self._stream: Any = None
+        self._moments = {"started": time.monotonic()}
+
+    def __call__(self, event: str, info: dict[str, Any]) -> None:
+        """An event of the request. See `lamina_pool`'s `trace` extension."""
+        now = time.monotonic()
+        match event:
+            case "connection.connect_tcp.complete" | "connection.connect_unix_socket.complete":
+                self._stream = info["return_value"]
+                self._write_peer()
+            case "connection.start_tls.complete":
+                self._stream = info["return_value"]
+                self._write_tls(self._stream.get_extra_info("ssl_object"))
+            case "http11.send_request_headers.started":
+                self._moments["sending"] = now
+                request = info["request"]
+                self._write_head(
+                    ">", f"{_text(request.method)} {_text(request.url.target)} HTTP/1.1", request.headers
+                )
+            case "http11.send_request_body.complete" if self._has_body:
+                self._moments["sent"] = now
+            case "http11.receive_response_headers.complete":
+                self._moments["answered"] = now
+                version, status, reason, headers = info["return_value"]
+                self._write_head("<", f"{_text(version)} {status} {_text(reason)}".rstrip(), headers)
+            case "connection.retry.started":
+                self._write("* trying again")
+
+    def finished(self) -> None:
+        """The body is complete."""
+        self._moments["finished"] = time.monotonic()
+
+    def write_waterfall(self) -> None:
+        """Show where the time went, as far as the request came."""
+        timings = None if self._stream is None else self._stream.get_extra_info("timings")
+        lines = draw(spans_of(timings or (), self._moments), bar=self._bar())
+        for line in ("", *lines, ""):
+            self._write(f"  {line}".rstrip())
+
+    # --- facts ---------------------------------------------------------------------------------------------
+
+    def _write_peer(self) -> None:
+        peer = self._stream.get_extra_info("server_addr")
+        ours = self._stream.get_extra_info("client_addr")
+        via = "" if not isinstance(ours, tuple) else f", from {format_address(ours)}"
+        self._write("* connected" if not peer else f"* connected to {format_address(peer)}{via}")
+
+    def _write_tls(self, ssl_object: Any) -> None:
+        if ssl_object is None or not hasattr(ssl_object, "cipher"):
+            return
+        alpn = ssl_object.selected_alpn_protocol()
+        agreed = f"ALPN {alpn}" if alpn else "no ALPN"
+        self._write(f"* {ssl_object.version()}, {ssl_object.cipher()[0]}, {agreed}")
+        for line in certificate_lines(ssl_object.getpeercert(), ssl_object.getpeercert(True), time.time()):
+            self._write(f"* {line}")
+
+    def _write_head(self, mark: str, first: str, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        self._write(f"{mark} {first}")
+        for name, value in headers:
+            self._write(f"{mark} {_text(name)}: {_text(value)}")
+        self._write(mark)
+
+    def _write(self, line: str) -> None:
+        # A terminal that cannot show a character must not end the request.
+        encoding = self._out.encoding or "utf-8"
+        self._out.write(f"{printable(line)}\n".encode(encoding, "backslashreplace").decode(encoding))
+        self._out.flush()
+
+    def _bar(self) -> str:
+        try:
+            BAR.encode(self._out.encoding or "utf-8")
+        except UnicodeEncodeError:
+            return ASCII_BAR
+        return BAR
+
+
+def certificate_lines(checked: dict[str, Any] | None, encoded: bytes | None, now: float) -> list[str]:
+    """What a person wants to know of the server's certificate.
+
+    Args:
+        checked: as `getpeercert()` has it; empty where the certificate was not checked.
+        encoded: the same, DER.
+        now: seconds since 1970.
+    """
+    if not encoded:
+        return ["no certificate"]
+    if not checked:
+        import hashlib
+
+        return [f"certificate not checked; SHA-256 {hashlib.sha256(encoded).hexdigest()}"]
+    import ssl
+
+    names = ", ".join(value for _, value in checked.get("subjectAltName", ()))
+    expiry = ssl.cert_time_to_seconds(checked["notAfter"])
+    date = time.strftime("%Y-%m-%d", time.gmtime(expiry))
+    return [
+        f"certificate for {names or 'no names'}",
+        f"  subject {_distinguished(checked.get('subject', ())) or 'empty'}",
+        f"  issuer  {_distinguished(checked.get('issuer', ())) or 'empty'}",
+        f"  expires {date}, in {int(expiry - now) // 86400} days",
+    ]
+
+
+def _distinguished(name: Iterable[Iterable[tuple[str, str]]]) -> str:
+    return ", ".join(f"{SHORT_NAMES.get(key, key)}={value}" for part in name for key, value in part)
+
+
+def _text(data: bytes) -> str:
+    return data.decode("latin-1")
+
+
+def printable(text: str) -> str:
+    """The text with everything escaped that a terminal would obey instead of showing."""
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in text
+    )
