@@ -1,0 +1,333 @@
+"""Peers for tests of the whole stack: certificates, nginx, and servers that misbehave. Nothing leaves loopback."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import textwrap
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+import pytest
+import trustme
+from lamina_pool import ConnectionPool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+def missing(peer: str) -> NoReturn:
+    """Skip what needs a peer that is not installed; where peers are required, that is a failure."""
+    if os.environ.get("LAMINA_REQUIRE_PEERS") == "1":
+        pytest.fail(f"{peer} is not installed, and LAMINA_REQUIRE_PEERS is set")
+    pytest.skip(f"{peer} is not installed")
+
+
+# --- TLS ---------------------------------------------------------------------------------------------------
+
+
+class Certificates(NamedTuple):
+    """A CA, and a server's certificate from it.
+
+    Attributes:
+        client: a context that trusts the CA.
+        server: a context that shows the certificate, for `localhost` and 127.0.0.1.
+        certificate, key: the same as files.
+    """
+
+    client: ssl.SSLContext
+    server: ssl.SSLContext
+    certificate: Path
+    key: Path
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    folder = tmp_path_factory.mktemp("certificates")
+    ca = trustme.CA()
+    issued = ca.issue_cert("localhost", "127.0.0.1", "::1")
+    certificate, key = folder / "server.pem", folder / "server.key"
+    for blob in issued.cert_chain_pems:
+        blob.write_to_path(certificate, append=True)
+    issued.private_key_pem.write_to_path(key)
+    client = ssl.create_default_context()
+    client.set_alpn_protocols(["http/1.1"])
+    ca.configure_trust(client)
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    issued.configure_cert(server)
+    return Certificates(client, server, certificate, key)
+
+
+@pytest.fixture
+def pool(certificates: Certificates) -> Iterator[ConnectionPool]:
+    with ConnectionPool(ssl_context=certificates.client) as pool:
+        yield pool
+
+
+# --- nginx -------------------------------------------------------------------------------------------------
+
+NGINX_CONF = """
+daemon off;
+master_process off;
+worker_processes 1;
+pid {folder}/nginx.pid;
+error_log {folder}/error.log info;
+events {{ worker_connections 256; }}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    client_max_body_size 64m;
+    keepalive_requests {keepalive_requests};
+    server {{
+        listen 127.0.0.1:{http};
+        listen 127.0.0.1:{https} ssl;
+        listen unix:{folder}/sock;
+        ssl_certificate {certificate};
+        ssl_certificate_key {key};
+        root {folder}/root;
+        location = /hello {{ return 200 "hello\\n"; }}
+        location = /echo {{ return 200 "$request_method $arg_token"; }}
+        location = /gone {{ return 204; }}
+        location = /limited {{ client_max_body_size 1k; proxy_pass http://127.0.0.1:{http}/upload; }}
+        location = /upload {{ proxy_request_buffering on; proxy_pass http://127.0.0.1:{http}/swallowed; }}
+        location = /swallowed {{ return 200 "took $content_length"; }}
+        location = /closing {{ keepalive_timeout 0; return 200 "closing"; }}
+        location = /chunked.txt {{ gzip on; gzip_http_version 1.1; gzip_min_length 1; gzip_types text/plain; }}
+    }}
+}}
+"""
+
+
+class Nginx(NamedTuple):
+    """A running nginx.
+
+    Attributes:
+        http, https: where it listens.
+        uds: the path of its unix socket.
+        root: the folder that it serves.
+    """
+
+    http: str
+    https: str
+    uds: str
+    root: Path
+
+
+class NginxRunner:
+    """Starts and stops nginx."""
+
+    def __init__(self, folder: Path, certificates: Certificates) -> None:
+        self._folder = folder
+        self._certificates = certificates
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def start(self, keepalive_requests: int = 1000) -> Nginx:
+        executable = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
+        if executable is None:
+            missing("nginx")
+        folder = self._folder / str(len(self._processes))
+        (folder / "root").mkdir(parents=True)
+        http, https = free_port(), free_port()
+        (folder / "nginx.conf").write_text(
+            NGINX_CONF.format(
+                folder=folder,
+                http=http,
+                https=https,
+                certificate=self._certificates.certificate,
+                key=self._certificates.key,
+                keepalive_requests=keepalive_requests,
+            )
+        )
+        command = [executable, "-p", str(folder), "-e", str(folder / "error.log"), "-c", str(folder / "nginx.conf")]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self._processes.append(process)
+        end = time.monotonic() + 10
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", https), 1).close()
+            except OSError:
+                assert process.poll() is None, (folder / "error.log").read_text()
+                assert time.monotonic() < end, "nginx does not answer"
+                threading.Event().wait(0.01)
+            else:
+                break
+        return Nginx(
+            f"http://127.0.0.1:{http}", f"https://127.0.0.1:{https}", str(folder / "sock"), folder / "root"
+        )
+
+    def stop(self) -> None:
+        for process in self._processes:
+            process.send_signal(signal.SIGTERM)
+        for process in self._processes:
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="session")
+def nginx_runner(tmp_path_factory: pytest.TempPathFactory, certificates: Certificates) -> Iterator[NginxRunner]:
+    # The paths of unix sockets are short, and pytest's folders are not.
+    runner = NginxRunner(tmp_path_factory.mktemp("nginx"), certificates)
+    try:
+        yield runner
+    finally:
+        runner.stop()
+
+
+@pytest.fixture(scope="session")
+def nginx(nginx_runner: NginxRunner) -> Nginx:
+    return nginx_runner.start()
+
+
+# --- servers that misbehave --------------------------------------------------------------------------------
+
+
+class FaultServer:
+    """Gives each connection to `behave` in a thread of its own. What it raises is forgotten: the peer is gone.
+
+    Attributes:
+        port: where it listens, on 127.0.0.1.
+        accepted: how many connections it has had.
+        live: how many it has; `peak`, at most.
+    """
+
+    def __init__(self, behave: Callable[[socket.socket], None], *, context: ssl.SSLContext | None = None) -> None:
+        self._behave = behave
+        self._context = context
+        self._lock = threading.Lock()
+        self._sockets: set[socket.socket] = set()
+        self._threads: list[threading.Thread] = []
+        self.accepted = self.live = self.peak = 0
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+        self.port: int = self._listener.getsockname()[1]
+        self.url = f"{'http' if context is None else 'https'}://127.0.0.1:{self.port}"
+        self._spawn(self._accept)
+
+    def _spawn(self, function: Callable[..., None], *arguments: Any) -> None:
+        thread = threading.Thread(target=function, args=arguments, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:
+                return
+            with self._lock:
+                self._sockets.add(sock)
+                self.accepted += 1
+                self.live += 1
+                self.peak = max(self.peak, self.live)
+            self._spawn(self._serve, sock)
+
+    def _serve(self, sock: socket.socket) -> None:
+        stream = sock
+        try:
+            if self._context is not None:
+                stream = self._context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+                with self._lock:
+                    self._sockets.discard(sock)
+                    self._sockets.add(stream)
+                stream.do_handshake()
+            self._behave(stream)
+        except (OSError, EOFError, ValueError):
+            pass
+        finally:
+            with self._lock:
+                self._sockets.discard(stream)
+                self.live -= 1
+            stream.close()
+
+    def stop(self) -> None:
+        try:
+            self._listener.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+        self._listener.close()
+        with self._lock:
+            sockets = list(self._sockets)
+        for sock in sockets:
+            try:
+                sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+        for thread in self._threads:
+            thread.join(10)
+            assert not thread.is_alive(), "the server's thread hangs"
+
+
+@pytest.fixture
+def fault_server() -> Iterator[Callable[..., FaultServer]]:
+    """Call it with what to do on each connection."""
+    servers: list[FaultServer] = []
+
+    def start(behave: Callable[[socket.socket], None], **arguments: Any) -> FaultServer:
+        servers.append(FaultServer(behave, **arguments))
+        return servers[-1]
+
+    try:
+        yield start
+    finally:
+        for server in servers:
+            server.stop()
+
+
+def read_head(sock: socket.socket) -> bytes:
+    """The head of a request without a body. For servers."""
+    data = b""
+    while not data.endswith(b"\r\n\r\n"):
+        piece = sock.recv(65536)
+        if not piece:
+            raise EOFError
+        data += piece
+    return data
+
+
+def response(body: bytes, headers: str = "") -> bytes:
+    """A response, for servers."""
+    head = textwrap.dedent(f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n{headers}\r\n")
+    return head.encode() + body
+
+
+# --- what is open ------------------------------------------------------------------------------------------
+
+
+def open_sockets() -> set[str]:
+    """The sockets that this process has open."""
+    folder = "/proc/self/fd"
+    if not os.path.isdir(folder):
+        pytest.skip("the system does not tell which descriptors are open")
+    names = set()
+    for entry in os.listdir(folder):
+        try:
+            names.add(os.readlink(f"{folder}/{entry}"))
+        except OSError:
+            continue
+    return {name for name in names if name.startswith("socket:")}
+
+
+@pytest.fixture
+def no_socket_left() -> Iterator[None]:
+    """Fails a test after which more sockets are open than before."""
+    before = open_sockets()
+    yield
+    assert not open_sockets() - before
