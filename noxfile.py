@@ -312,7 +312,7 @@ def soak(session: nox.Session) -> None:
     """Run what takes minutes: load, churn and long lives, where leaks and races show."""
     _install_editable(session, *PACKAGES.values())
     session.install(*TEST_TOOLS, "psutil")
-    session.run(*PYTEST, "tests", "-m", "soak", "--timeout=1800", *session.posargs)
+    session.run(*PYTEST, "-m", "soak", "--timeout=1800", *session.posargs)
 
 
 @nox.session(default=False)

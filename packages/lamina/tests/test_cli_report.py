@@ -89,7 +89,7 @@ def test_the_waterfall_has_a_bar_for_each_step(
 
 
 def test_a_failure_shows_how_far_it_came(server: DemoServer, capfd: pytest.CaptureFixture[str]) -> None:
-    lines = told(capfd, "--timeout", "0.1", server.url("/silent"), code=6)
+    lines = told(capfd, "--timeout", "1", server.url("/silent"), code=6)
     assert lines[1].startswith("> GET /silent")
     assert rows(lines) == ["TCP", "total"]
     assert lines[-1].startswith("lamina: the deadline has passed (phase read, origin http://127.0.0.1")

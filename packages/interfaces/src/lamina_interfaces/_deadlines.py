@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ._errors import Phase
 
 NEVER = float("inf")
+"""As a number of seconds: no limit; as a time: never."""
 
 GLANCE_SECONDS = 0.25
 """How long a blocked thread may overlook that its ambient deadline was changed by another one."""

@@ -118,7 +118,7 @@ class LaminaError(Exception):
             yield f"{self.elapsed:.3f} s of {self.limit:g} s"
         elif self.limit is not None:
             yield f"limit {self.limit:g} s"
-        elif self.elapsed is not None:
+        elif self.elapsed is not None and not self.attempts:
             yield f"after {self.elapsed:.3f} s"
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -134,7 +134,7 @@ def _rebuild(cls: type[LaminaError], message: str) -> LaminaError:
 def _errno_name(number: int | None) -> str:
     if number is None:
         return "failed"
-    import errno  # noqa: PLC0415 - only the text of a failure needs it
+    import errno  # only the text of a failure needs it
 
     return errno.errorcode.get(number, f"errno {number}")
 
@@ -142,7 +142,7 @@ def _errno_name(number: int | None) -> str:
 # --- time-outs ---------------------------------------------------------------------------------------------
 
 
-class TimeoutException(LaminaError, TimeoutError):  # noqa: N818 - the name is httpcore's
+class TimeoutException(LaminaError, TimeoutError):
     """Something took longer than it was allowed to. The parent of all time-outs."""
 
     default_message = "the operation took too long"
@@ -246,7 +246,7 @@ class RemoteProtocolError(ProtocolError):
     default_message = "the peer did not send valid HTTP"
 
 
-class UnsupportedProtocol(LaminaError, ValueError):  # noqa: N818 - the name is httpcore's
+class UnsupportedProtocol(LaminaError, ValueError):
     """The URL's scheme, or a protocol that was asked for, is not one that is spoken here."""
 
     default_message = "the protocol is not supported"
@@ -255,7 +255,7 @@ class UnsupportedProtocol(LaminaError, ValueError):  # noqa: N818 - the name is 
 # --- the caller's arguments --------------------------------------------------------------------------------
 
 
-class InvalidURL(LaminaError, ValueError):  # noqa: N818 - the name is the field's
+class InvalidURL(LaminaError, ValueError):
     """A URL, or a part of one, that cannot be used."""
 
     default_message = "the URL is not valid"
@@ -276,13 +276,13 @@ class ArgumentTypeError(LaminaError, TypeError):
 # --- states ------------------------------------------------------------------------------------------------
 
 
-class ConnectionNotAvailable(LaminaError):  # noqa: N818 - the name is httpcore's
+class ConnectionNotAvailable(LaminaError):
     """This connection cannot take the request at the moment; another one may."""
 
     default_message = "the connection cannot take this request"
 
 
-class PoolClosed(LaminaError, RuntimeError):  # noqa: N818 - a state, like the neighbours' ClosedPool
+class PoolClosed(LaminaError, RuntimeError):
     """The pool was closed: before the request, while it waited, or while it was under way."""
 
     default_message = "the pool is closed"
@@ -294,7 +294,7 @@ class ConcurrencyError(LaminaError, RuntimeError):
     default_message = "another thread or task is using this stream"
 
 
-class BackendNotFound(LaminaError, LookupError):  # noqa: N818 - reads as what happened
+class BackendNotFound(LaminaError, LookupError):
     """No installed package provides the backend that was asked for; the text says what to install."""
 
     default_message = "no such network backend is installed"

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 RuntimeName = Literal["threads", "asyncio", "trio"]
+"""What code can run in; `"threads"` stands for everything that blocks."""
 
 
 def running_runtime() -> RuntimeName:

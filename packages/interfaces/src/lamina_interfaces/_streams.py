@@ -278,7 +278,7 @@ class NetworkBackend:
 
 
 class Resolver:
-    """Turns a host name into addresses, blocking. For a cache, a fixed table, DNS over HTTPS, …
+    """Turns a host name into addresses, blocking. For a cache, a fixed table, DNS over HTTPS.
 
     The blocking backend calls it in threads of its own, several at once, so it must be thread-safe. A call
     that outlives the caller's time limit is left to end by itself.

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-from lamina_pool import URL, ConnectionPool, Response
+from lamina_pool import URL, ConnectionPool, ContentTypes, Extensions, HeaderTypes, Response
 
 # A real union and no text, since code written for httpcore may build on it: `Iterable[SOCKET_OPTION] | None`.
 SOCKET_OPTION = tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
 """The arguments of one `socket.setsockopt` call: level, name, value (and length, where the value is `None`)."""
-
-HeaderTypes = (
-    Sequence[tuple[bytes | str, bytes | str]]
-    | Mapping[bytes, bytes | str]
-    | Mapping[str, bytes | str]
-    | Mapping[bytes | str, bytes | str]
-    | None
-)
 
 
 def request(
@@ -26,14 +17,13 @@ def request(
     url: URL | bytes | str,
     *,
     headers: HeaderTypes = None,
-    content: bytes | Iterable[bytes] | None = None,
-    extensions: MutableMapping[str, Any] | None = None,
+    content: ContentTypes = None,
+    extensions: Extensions | None = None,
 ) -> Response:
     """Send one request, and read the whole response.
 
-    The connection is made for it and closed after it; for several requests use a `ConnectionPool`. Thread-safe.
-
-        response = lamina.request("GET", "https://www.example.com/")
+    The connection is made for it and closed after it; for several requests use a `ConnectionPool`. Thread-safe:
+    `lamina.request("GET", "https://www.example.com/").content`.
 
     Args:
         method: `"GET"` and so on.
@@ -59,14 +49,10 @@ def stream(
     url: URL | bytes | str,
     *,
     headers: HeaderTypes = None,
-    content: bytes | Iterable[bytes] | None = None,
-    extensions: MutableMapping[str, Any] | None = None,
+    content: ContentTypes = None,
+    extensions: Extensions | None = None,
 ) -> Iterator[Response]:
     """Send one request; a context manager that gives the response before its body is read, and closes it.
-
-        with lamina.stream("GET", "https://www.example.com/") as response:
-            for chunk in response.iter_stream():
-                ...
 
     Arguments and errors are those of `request`. The connection is closed at the end of the block, whether the body
     has been read or not.

@@ -97,10 +97,8 @@ class Output:
             raise self._failure(error) from error
 
     def _failure(self, error: OSError) -> OutputError:
-        if self._target is None:
-            _silence_stdout()
-            if isinstance(error, BrokenPipeError):
-                return OutputError("")  # as `lamina … | head` ends: by the reader's wish
+        if self._target is None and isinstance(error, BrokenPipeError):
+            return OutputError("")  # as `lamina … | head` ends: by the reader's wish
         return OutputError(f"cannot write {self._target or 'to the standard output'}: {error.strerror}")
 
     def __enter__(self) -> Self:
@@ -120,14 +118,6 @@ class Output:
                 os.unlink(self._partial)
             except OSError:
                 pass  # somebody else has removed it
-
-
-def _silence_stdout() -> None:
-    # The interpreter flushes once more when it ends, and would complain.
-    try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError:
-        pass  # not a real file
 
 
 class Progress:

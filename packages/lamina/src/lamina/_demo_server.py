@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 PIECE = bytes(64 * 1024)
 
+TLS_HANDSHAKE = b"\x16"
+"""The first byte of a TLS connection (RFC 8446, section 5.1). A line, which HTTP begins with, may never come of it."""
+
 
 class Received(NamedTuple):
     """The head of a request.
@@ -28,7 +31,7 @@ class Received(NamedTuple):
     Attributes:
         method: `"GET"`.
         target: path and query.
-        headers: by lower-case name.
+        headers: by lower-case name; values of a repeated one are joined by commas.
     """
 
     method: str
@@ -45,14 +48,18 @@ class Peer:
         self._file = sock.makefile("rb")
 
     def receive_head(self) -> Received | None:
-        """The next request, or `None` once the client has closed."""
+        """The next request, or `None` once the client has closed, or has turned out to speak TLS."""
+        if self._file.peek(1)[:1] == TLS_HANDSHAKE:
+            self.answer("400 Bad Request", b"this is plain HTTP\n", "Connection: close")
+            return None
         line = self._file.readline(65536).decode("latin-1").split()
         if len(line) != 3:
             return None
-        headers = {}
+        headers: dict[str, str] = {}
         while (field := self._file.readline(65536)) not in (b"\r\n", b"\n", b""):
             name, _, value = field.decode("latin-1").partition(":")
-            headers[name.strip().lower()] = value.strip()
+            key = name.strip().lower()
+            headers[key] = f"{headers[key]}, {value.strip()}" if key in headers else value.strip()
         return Received(line[0], line[1], headers)
 
     def body(self, request: Received) -> Iterator[bytes]:
@@ -192,9 +199,9 @@ def _then_close(peer: Peer, request: Received, rest: str) -> bool:
 
 
 def _escape(peer: Peer, request: Received, rest: str) -> bool:
-    """A header that would repaint the terminal."""
+    """Headers that would repaint the terminal, or are not ASCII."""
     del request, rest
-    peer.answer("200 OK", b"fine\n", "X-Title: \x9b31mred")
+    peer.answer("200 OK", b"fine\n", "X-Title: \x9b31mred", "X-Name: caf\xe9")
     return True
 
 
@@ -241,9 +248,9 @@ class DemoServer:
             self._listener.listen(128)
         self._path = path
         self.port: int = 0 if path is not None else self._listener.getsockname()[1]
-        self.connections = 0
-        self.most_at_once = 0
-        self.stopping = threading.Event()
+        self.connections: int = 0
+        self.most_at_once: int = 0
+        self.stopping: threading.Event = threading.Event()
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Iterator, Sequence
 
+__all__ = ["main"]
+
 HOST = "demo.test"
 """The name of the server: nobody else's, since the resolver below is the only one that knows it (RFC 6761)."""
 

@@ -42,15 +42,19 @@ class AsyncMockStream(AsyncNetworkStream):
         self._script = Script(buffer, http2)
 
     async def read(self, max_bytes: int | None = None, timeout: float | None = None) -> bytes:
+        """Return the next item, or as much of it as fits. See `AsyncNetworkStream.read`."""
         return self._script.read(max_bytes, Limit(timeout, _now, "read"))
 
     async def write(self, buffer: BytesLike, timeout: float | None = None) -> None:
+        """Take the bytes, and forget them. See `AsyncNetworkStream.write`."""
         self._script.write(buffer, Limit(timeout, _now, "write"))
 
     async def aclose(self) -> None:
+        """Close the stream. See `AsyncNetworkStream.aclose`."""
         self._script.close()
 
     def abort(self) -> None:
+        """Close the stream. See `AsyncNetworkStream.abort`."""
         self._script.close()
 
     async def start_tls(
@@ -59,10 +63,12 @@ class AsyncMockStream(AsyncNetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,
     ) -> AsyncMockStream:
+        """Do nothing but check the limit. See `AsyncNetworkStream.start_tls`."""
         self._script.start_tls(Limit(timeout, _now, "tls"))
         return self
 
     def get_extra_info(self, info: str) -> Any:
+        """Tell what this stream knows: see the class. See `AsyncNetworkStream.get_extra_info`."""
         return self._script.get_extra_info(info)
 
     def __repr__(self) -> str:
@@ -93,6 +99,7 @@ class AsyncMockBackend(AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[SocketOption] | None = None,
     ) -> AsyncMockStream:
+        """Open a stream that says the list. See `AsyncNetworkBackend.connect_tcp`."""
         return self._connect(timeout)
 
     async def connect_unix_socket(
@@ -101,6 +108,7 @@ class AsyncMockBackend(AsyncNetworkBackend):
         timeout: float | None = None,
         socket_options: Iterable[SocketOption] | None = None,
     ) -> AsyncMockStream:
+        """Open a stream that says the list. See `AsyncNetworkBackend.connect_unix_socket`."""
         return self._connect(timeout)
 
     def _connect(self, timeout: float | None) -> AsyncMockStream:
@@ -108,6 +116,7 @@ class AsyncMockBackend(AsyncNetworkBackend):
         return AsyncMockStream(self._buffer, self._http2)
 
     async def sleep(self, seconds: float) -> None:
+        """Return at once. See `AsyncNetworkBackend.sleep`."""
         check_seconds(seconds, "seconds")
         Limit(None, _now, "connect").check()
 

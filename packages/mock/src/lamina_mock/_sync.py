@@ -40,21 +40,26 @@ class MockStream(NetworkStream):
         self._script = Script(buffer, http2)
 
     def read(self, max_bytes: int | None = None, timeout: float | None = None) -> bytes:
+        """Return the next item, or as much of it as fits. See `NetworkStream.read`."""
         return self._script.read(max_bytes, Limit(timeout, monotonic, "read"))
 
     def write(self, buffer: BytesLike, timeout: float | None = None) -> None:
+        """Take the bytes, and forget them. See `NetworkStream.write`."""
         self._script.write(buffer, Limit(timeout, monotonic, "write"))
 
     def close(self) -> None:
+        """Close the stream. See `NetworkStream.close`."""
         self._script.close()
 
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> MockStream:
+        """Do nothing but check the limit. See `NetworkStream.start_tls`."""
         self._script.start_tls(Limit(timeout, monotonic, "tls"))
         return self
 
     def get_extra_info(self, info: str) -> Any:
+        """Tell what this stream knows: see the class. See `NetworkStream.get_extra_info`."""
         return self._script.get_extra_info(info)
 
     def __repr__(self) -> str:
@@ -87,11 +92,13 @@ class MockBackend(NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[SocketOption] | None = None,
     ) -> MockStream:
+        """Open a stream that says the list. See `NetworkBackend.connect_tcp`."""
         return self._connect(timeout)
 
     def connect_unix_socket(
         self, path: str, timeout: float | None = None, socket_options: Iterable[SocketOption] | None = None
     ) -> MockStream:
+        """Open a stream that says the list. See `NetworkBackend.connect_unix_socket`."""
         return self._connect(timeout)
 
     def _connect(self, timeout: float | None) -> MockStream:
@@ -99,6 +106,7 @@ class MockBackend(NetworkBackend):
         return MockStream(self._buffer, self._http2)
 
     def sleep(self, seconds: float) -> None:
+        """Return at once. See `NetworkBackend.sleep`."""
         check_seconds(seconds, "seconds")
         Limit(None, monotonic, "connect").check()
 

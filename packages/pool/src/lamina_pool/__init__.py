@@ -11,6 +11,9 @@ from __future__ import annotations
 
 from ._blocking import ConnectionPool as ConnectionPool
 from ._models import ByteStream as ByteStream
+from ._models import ContentTypes as ContentTypes
+from ._models import Extensions as Extensions
+from ._models import HeaderTypes as HeaderTypes
 from ._models import Proxy as Proxy
 from ._models import Request as Request
 from ._models import Response as Response
@@ -26,6 +29,9 @@ __all__ = [
     "URL",
     "ByteStream",
     "ConnectionPool",
+    "ContentTypes",
+    "Extensions",
+    "HeaderTypes",
     "Origin",
     "PoolStats",
     "PooledConnection",

@@ -376,8 +376,8 @@ class Proxy:
         headers: HeaderTypes = None,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
-        self.url = enforce_url(url, "url")
-        self.headers = enforce_headers(headers, "headers")
+        self.url: URL = enforce_url(url, "url")
+        self.headers: list[Header] = enforce_headers(headers, "headers")
         self.ssl_context = ssl_context
         self.auth: tuple[bytes, bytes] | None = None
         if auth is not None:
