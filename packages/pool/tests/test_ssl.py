@@ -80,6 +80,10 @@ def test_it_trusts_certifi_and_nobody_else() -> None:
     assert set(only_certifi.get_ca_certs(binary_form=True)) == ours
 
 
+def test_a_certificate_with_no_more_than_a_common_name_is_refused_C01() -> None:
+    assert not default_ssl_context().hostname_checks_common_name
+
+
 def test_a_stranger_is_refused(server_context: ssl.SSLContext) -> None:
     with pytest.raises(ssl.SSLCertVerificationError):
         handshake(default_ssl_context(), server_context)

@@ -72,7 +72,7 @@ def test_four_dead_addresses_share_one_limit() -> None:
 
 def test_addresses_that_were_not_reached_in_time_are_counted() -> None:
     """D01: all tried or the reason listed."""
-    with BlackHole() as hole, pytest.raises(ConnectTimeout, match="1 addresses were left untried") as caught:
+    with BlackHole() as hole, pytest.raises(ConnectTimeout, match="addresses left untried: 1") as caught:
         resolver = Table(v4=[hole.address, refusing_address()])
         SyncBackend(resolver=resolver).connect_tcp("host.example", 80, timeout=0.1)
     assert len(caught.value.attempts) == 1
@@ -81,10 +81,10 @@ def test_addresses_that_were_not_reached_in_time_are_counted() -> None:
 def test_an_address_that_refuses_is_passed_at_once() -> None:
     """D03."""
     with Peer(quiet) as peer:
-        resolver = Table(v4=[refusing_address(), refusing_address(), peer.address])
+        resolver = Table(v4=[*(refusing_address() for _ in range(8)), peer.address])
         start = monotonic()
         SyncBackend(resolver=resolver).connect_tcp("host.example", 80, timeout=5).close()
-        assert monotonic() - start < 0.2
+        assert monotonic() - start < 1.5  # by turns it would take two seconds
 
 
 @pytest.mark.skipif(not HAS_IPV6, reason="needs IPv6 on loopback")

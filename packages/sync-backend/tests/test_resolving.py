@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from lamina_interfaces import (
+    ArgumentTypeError,
     ConnectError,
     ConnectTimeout,
     DeadlineExceeded,
@@ -62,7 +64,7 @@ def test_a_slow_resolver_does_not_hold_up_the_caller(hanging: Hanging) -> None:
     start = monotonic()
     with pytest.raises(ConnectTimeout) as caught:
         backend.connect_tcp("slow.example", 80, timeout=0.2)
-    assert 0.2 <= monotonic() - start < 0.45
+    assert 0.2 <= monotonic() - start < 1
     assert caught.value.phase == "dns"
     assert caught.value.attempts == ()
     assert "slow.example:80" in str(caught.value)
@@ -88,7 +90,8 @@ def test_abandoned_lookups_are_bounded(hanging: Hanging) -> None:
     for dial in dials:
         with pytest.raises(ConnectTimeout):
             dial.result()
-    assert resolver_threads() <= MAX_THREADS
+    assert LOOKUPS._threads <= MAX_THREADS
+    until(lambda: resolver_threads() <= MAX_THREADS)  # one that ends may do so a moment later
     assert hanging.waiting <= MAX_THREADS
     assert not LOOKUPS._queue, "what had not begun is dropped"
 
@@ -102,7 +105,8 @@ def test_lookups_beyond_the_bound_get_their_turn() -> None:
         ]
         for dial in dials:
             dial.result().close()
-    assert resolver_threads() <= MAX_THREADS
+    assert LOOKUPS._threads <= MAX_THREADS
+    until(lambda: resolver_threads() <= MAX_THREADS)  # one that ends may do so a moment later
 
 
 def test_threads_are_reused() -> None:
@@ -202,7 +206,7 @@ SERVFAIL = socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resoluti
         (SERVFAIL, SERVFAIL, "Temporary failure"),
         (NXDOMAIN, SERVFAIL, "Temporary failure"),
         (SERVFAIL, NXDOMAIN, "Temporary failure"),
-        ((), (), "no addresses"),
+        ((), (), "no address"),
         ((), NXDOMAIN, "Name or service not known"),
         (OSError("no network"), (), "no network"),
         (RuntimeError("broken resolver"), (), "broken resolver"),
@@ -228,7 +232,7 @@ def test_one_family_is_enough_and_is_used_at_once(v6: Any) -> None:
         start = monotonic()
         backend = SyncBackend(resolver=Table(v6=v6, v4=[peer.address]))
         backend.connect_tcp("host.example", 80, timeout=5).close()
-        assert monotonic() - start < 0.25
+        assert monotonic() - start < 1
 
 
 def test_a_family_whose_lookup_hangs_costs_50_ms(hanging: Hanging) -> None:
@@ -237,7 +241,7 @@ def test_a_family_whose_lookup_hangs_costs_50_ms(hanging: Hanging) -> None:
         start = monotonic()
         backend = SyncBackend(resolver=Table(v6=hanging, v4=[peer.address]))
         backend.connect_tcp("host.example", 80, timeout=5).close()
-        assert 0.05 <= monotonic() - start < 0.3
+        assert 0.05 <= monotonic() - start < 1
 
 
 @pytest.mark.skipif(not socket.has_ipv6, reason="needs IPv6 on loopback")
@@ -246,7 +250,7 @@ def test_the_preferred_family_does_not_wait_for_the_other(hanging: Hanging) -> N
         start = monotonic()
         backend = SyncBackend(resolver=Table(v6=[peer.address], v4=hanging))
         backend.connect_tcp("host.example", 80, timeout=5).close()
-        assert monotonic() - start < 0.25
+        assert monotonic() - start < 1
 
 
 def test_a_late_family_is_still_used_when_the_first_fails() -> None:
@@ -270,18 +274,44 @@ def test_the_resolver_is_asked_for_the_name_as_given() -> None:
     )
 
 
+def test_what_is_no_resolver_is_refused() -> None:
+    with pytest.raises(ArgumentTypeError, match="resolve"):
+        SyncBackend(resolver=len)  # type: ignore[arg-type] # the point of the test
+
+
 # --- the system's resolver ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
-def test_localhost_is_found_whichever_family_listens(
-    backend: SyncBackend, family: socket.AddressFamily
+def test_localhost_is_found_by_every_family_that_it_has(backend: SyncBackend) -> None:
+    families = {family for family, *_ in socket.getaddrinfo("localhost", 80, type=socket.SOCK_STREAM)}
+    assert families
+    for family in families:
+        with Peer(quiet, family=family) as peer:
+            backend.connect_tcp("localhost", peer.port, timeout=5).close()
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="needs IPv6 on loopback")
+def test_a_family_of_which_this_machine_has_only_loopback_is_not_left_out(
+    backend: SyncBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    try:
-        socket.getaddrinfo("localhost", 80, family, socket.SOCK_STREAM)
-    except socket.gaierror:
-        pytest.skip("localhost has no such address here")
-    with Peer(quiet, family=family) as peer:
+    """AI_ADDRCONFIG would leave it out, and so break "localhost" on a machine without a network."""
+    with Peer(quiet, family=socket.AF_INET6) as peer:
+
+        def getaddrinfo(
+            host: bytes, port: int, family: int, kind: int, proto: int = 0, flags: int = 0
+        ) -> Any:
+            assert host == b"localhost"
+            assert not flags & socket.AI_ADDRCONFIG
+            if family == socket.AF_INET:
+                raise NXDOMAIN
+            return [(family, kind, 6, "", ("::1", port, 0, 0))]
+
+        real = socket.getaddrinfo
+
+        def patched(host: Any, *rest: Any, **flags: Any) -> Any:
+            return (real if host == "::1" else getaddrinfo)(host, *rest, **flags)
+
+        monkeypatch.setattr(socket, "getaddrinfo", patched)
         backend.connect_tcp("localhost", peer.port, timeout=5).close()
 
 
@@ -324,6 +354,7 @@ def test_a_forked_child_resolves_with_threads_of_its_own(hanging: Hanging) -> No
         with LOOKUPS._lock:  # as if another thread held it at the moment of the fork
             child = os.fork()
         if not child:
+            signal.alarm(20)  # a child that hangs ends
             status = 1
             try:
                 SyncBackend(resolver=Table(v4=[peer.address])).connect_tcp(

@@ -100,6 +100,32 @@ def test_after_a_bulk_the_next_read_still_waits(pair: Pair) -> None:
     assert stream.read() == b"late"
 
 
+class Counting(socket.socket):
+    received = 0
+
+    def recv(self, *arguments: Any) -> bytes:
+        self.received += 1
+        return super().recv(*arguments)
+
+
+def test_a_small_answer_is_received_by_one_call_and_a_bulk_without_waiting() -> None:
+    """Not one that fails, a wait, and one that succeeds; in a bulk, not a wait before each."""
+    first, theirs = socket.socketpair()
+    ours = Counting(fileno=first.detach())
+    with theirs, SyncStream(ours) as stream:
+        for _ in range(3):
+            reader = in_thread(stream.read)
+            until(lambda: stream._transport.users)
+            theirs.sendall(b"answer")
+            assert reader.result() == b"answer"
+        assert ours.received == 3
+        theirs.sendall(bytes(64 * 1024))
+        stream.read(32 * 1024)
+        stream._transport._read_poll = None  # a wait would make a new one
+        stream.read(32 * 1024)
+        assert stream._transport._read_poll is None
+
+
 def test_the_peers_end_is_empty_and_stays_so(pair: Pair) -> None:
     stream, peer = pair
     peer.sendall(b"last")
@@ -544,3 +570,12 @@ def test_a_tls_socket_of_the_standard_library_is_refused() -> None:
     tls = context.wrap_socket(ours, server_hostname="x", do_handshake_on_connect=False)
     with theirs, tls, pytest.raises(ArgumentTypeError, match="start_tls"):
         SyncStream(tls)
+
+
+def test_what_is_no_open_socket_is_refused() -> None:
+    sock = socket.socket()
+    sock.close()
+    with pytest.raises(ArgumentValueError, match="closed"):
+        SyncStream(sock)
+    with pytest.raises(ArgumentTypeError, match="plain socket"):
+        SyncStream(5)  # type: ignore[arg-type] # the point of the test

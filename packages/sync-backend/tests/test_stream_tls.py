@@ -445,6 +445,31 @@ def test_closing_does_not_wait_for_a_peer_that_does_not_read(backend: SyncBacken
         assert is_freed(stream)
 
 
+def test_no_farewell_is_sent_behind_an_unfinished_record(
+    backend: SyncBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The peer would take it for the rest of the record."""
+
+    def script(connection: socket.socket) -> None:
+        ServerTLS(connection, server_context()).handshake()
+        silent(connection)
+
+    with Peer(script) as peer:
+        stream = connect(backend, peer)
+        stream.start_tls(client_context(), NAME, timeout=5)
+        with pytest.raises(WriteTimeout):
+            stream.write(bytes(50_000_000), timeout=0.1)
+        attempts = []
+
+        def takes_a_byte(view: memoryview) -> int:
+            attempts.append(len(view))
+            return 1
+
+        monkeypatch.setattr(stream._transport, "send_now", takes_a_byte)
+        stream.close()
+    assert len(attempts) == 1
+
+
 @pytest.mark.parametrize("way", ["close", "abort"])
 def test_closing_wakes_reader_and_writer(backend: SyncBackend, way: str) -> None:
     def script(connection: socket.socket) -> None:

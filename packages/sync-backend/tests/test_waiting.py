@@ -74,6 +74,23 @@ def test_time_runs_out_but_never_early() -> None:
             assert monotonic() - start >= seconds
 
 
+def test_the_last_fraction_of_a_millisecond_is_not_spun_through() -> None:
+    class Counting:
+        def __init__(self) -> None:
+            self.inner = new_poll()
+            self.register, self.unregister = self.inner.register, self.inner.unregister
+            self.calls = 0
+
+        def poll(self, timeout: float | None = None, /) -> list[tuple[int, int]]:
+            self.calls += 1
+            return self.inner.poll(timeout)
+
+    poll = Counting()
+    with pytest.raises(ReadTimeout):
+        wait(poll, limit(0.0309))
+    assert poll.calls <= 3
+
+
 def test_a_stream_works() -> None:
     with Peer(echo) as peer, SyncBackend().connect_tcp("127.0.0.1", peer.port, timeout=5) as stream:
         data = bytes(3_000_000)

@@ -147,6 +147,8 @@ class NetworkStream:
             DeadlineExceeded: the ambient deadline passed. The stream is closed.
             ConnectError: the peer broke off, did not speak TLS, or its certificate was not accepted (the
                 text says why). The stream is closed.
+            ArgumentValueError, ArgumentTypeError: the name or the context makes no sense. The stream is closed.
+            ConcurrencyError: another thread is reading or writing. The stream is as it was.
         """
         raise NotImplementedError
 
@@ -260,7 +262,8 @@ class NetworkBackend:
             The connected stream, the caller's to close.
 
         Raises:
-            ConnectTimeout, DeadlineExceeded, ConnectError: as for `connect_tcp`.
+            ConnectTimeout, DeadlineExceeded, ConnectError, ArgumentValueError, ArgumentTypeError: as for
+                `connect_tcp`.
             UnsupportedProtocol: this system has no unix sockets.
         """
         raise NotImplementedError

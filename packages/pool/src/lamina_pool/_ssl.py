@@ -49,6 +49,8 @@ def default_ssl_context() -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=certifi.where())
     if os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR"):
         context.set_default_verify_paths()
+    # A name counts only where the certificate says that it is one (RFC 9110, section 4.3.4, and RFC 9525).
+    context.hostname_checks_common_name = False
     return context
 
 

@@ -10,6 +10,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from lamina_interfaces import (
+    GLANCE_SECONDS,
     ArgumentTypeError,
     ArgumentValueError,
     ConnectAttempt,
@@ -50,9 +51,14 @@ class SyncBackend(NetworkBackend):
         resolver: turns names into addresses; the system's own if `None`. IP addresses do not reach it.
         keep_alive: whether the system probes a peer that has been silent for 60 seconds, and ends the
             connection when five probes stay unanswered.
+
+    Raises:
+        ArgumentTypeError: `resolver` is none.
     """
 
     def __init__(self, *, resolver: Resolver | None = None, keep_alive: bool = True) -> None:
+        if resolver is not None and not hasattr(resolver, "resolve"):
+            raise ArgumentTypeError(f"resolver must have a method resolve, unlike {type(resolver).__name__}")
         self._resolver = SystemResolver() if resolver is None else resolver
         self._defaults = default_socket_options(socket, keep_alive=keep_alive)
 
@@ -131,7 +137,8 @@ class SyncBackend(NetworkBackend):
                 raise soonest.exceeded(now)
             if now >= end:
                 return
-            rest = end - now if soonest is None else min(end - now, soonest.remaining(now))
+            # Somebody else may bring the deadline forward meanwhile, as closing a pool does.
+            rest = end - now if soonest is None else min(end - now, soonest.remaining(now), GLANCE_SECONDS)
             time.sleep(min(rest, LONGEST_SLEEP))
             now = monotonic()
 

@@ -24,7 +24,7 @@ from lamina_interfaces import (
 from lamina_interfaces.dialing import Connected, Dialer, GiveUp, StartAttempt, Wait
 
 from ._resolving import LOOKUPS, ip_address, says_none
-from ._stream import SyncStream
+from ._stream import SyncStream, make_non_blocking
 from ._translation import describe, network_error
 from ._waiting import READ, WRITE, new_poll, wait
 
@@ -182,7 +182,7 @@ class Dial:
                 self._timings = (TimingSpan("dns", self._started_at, self._dialed_at),)
         try:
             sock = self._sockets[index] = socket.socket(address.family, _STREAM)
-            sock.setblocking(False)
+            make_non_blocking(sock)
             set_options(sock, self._defaults, self._options)
             if self._local_address is not None:
                 sock.bind(self._local_address.sockaddr)
@@ -249,7 +249,7 @@ class Dial:
 
     def _timeout(self) -> TimeoutException:
         doing = "looking up the name of" if self._dialed_at is None else "connecting to"
-        untried = f"; {self._dialer.untried} addresses were left untried" if self._dialer.untried else ""
+        untried = f"; addresses left untried: {self._dialer.untried}" if self._dialer.untried else ""
         error = self._limit.error(f"{doing} {self._where} took too long{untried}")
         error.attempts = self._dialer.attempts(monotonic())
         return error
@@ -259,9 +259,8 @@ class Dial:
         attempts = self._dialer.attempts(now)
         elapsed = now - self._started_at
         if not attempts:
-            why = "it has no addresses" if self._look_up_error is None else describe(self._look_up_error)
-            if self._local_address is not None:
-                why += ", of the local address's family"
+            kind = "" if self._local_address is None else " of the local address's family"
+            why = f"it has no address{kind}" if self._look_up_error is None else describe(self._look_up_error)
             error = ConnectError(f"{self._where} could not be resolved: {why}", phase="dns", elapsed=elapsed)
             error.__cause__ = self._look_up_error
             return error

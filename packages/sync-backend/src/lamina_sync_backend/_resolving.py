@@ -164,16 +164,15 @@ class LookupPool:
         # An empty context: the limits of the caller who happens to start the thread are not those of its work.
         target = contextvars.Context().run
         thread = threading.Thread(target=target, args=(self._work,), name="lamina-resolver", daemon=True)
+        self._threads += 1  # before, so that an interrupt cannot leave a thread uncounted
         try:
             thread.start()
         except RuntimeError as exc:  # no more threads, or the interpreter is ending
+            self._threads -= 1
             if not self._threads:
                 self._queue.pop()
-                raise ConnectError(
-                    f"no thread could be started to resolve a name: {exc}", phase="dns"
-                ) from exc
-        else:
-            self._threads += 1
+                message = f"no thread could be started to resolve a name: {exc}"
+                raise ConnectError(message, phase="dns") from exc
 
     def _work(self) -> None:
         while (lookup := self._next()) is not None:

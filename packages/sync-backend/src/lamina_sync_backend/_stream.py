@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import warnings
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,6 @@ from lamina_interfaces.dialing import format_address
 from ._transport import READING, WRITING, Transport
 
 if TYPE_CHECKING:
-    import socket
     import ssl
 
     from lamina_interfaces import BytesLike, SocketAddress
@@ -43,9 +43,13 @@ class SyncStream(NetworkStream, InterruptibleWriter):
     """
 
     def __init__(self, sock: socket.socket, *, timings: tuple[TimingSpan, ...] = ()) -> None:
-        if hasattr(sock, "do_handshake"):
-            raise ArgumentTypeError("SyncStream takes a plain socket; use start_tls for TLS")
-        sock.setblocking(False)
+        if not isinstance(sock, socket.socket) or hasattr(sock, "do_handshake"):
+            raise ArgumentTypeError(
+                f"SyncStream takes a plain socket, not {type(sock).__name__}; TLS is for start_tls"
+            )
+        if sock.fileno() < 0:
+            raise ArgumentValueError("the socket is closed")
+        make_non_blocking(sock)
         self._transport = Transport(sock)
         self._tls: TLSChannel | None = None
         self._timings = timings
@@ -116,6 +120,12 @@ class SyncStream(NetworkStream, InterruptibleWriter):
 
         Returns:
             This stream.
+
+        Raises:
+            ConnectTimeout, DeadlineExceeded, ConnectError: as in the contract. The stream is closed.
+            ArgumentValueError, ArgumentTypeError: the name or the context cannot be used, or the context checks
+                names and none was given. Nothing was sent; the stream is closed.
+            ConcurrencyError: another thread is using the stream. Nothing has changed.
         """
         user = object()
         try:
@@ -212,6 +222,12 @@ class SyncStream(NetworkStream, InterruptibleWriter):
         peer = "an unnamed peer" if not self._server_addr else format_address(self._server_addr)
         tls = "" if self._tls is None else ", TLS"
         return f"<SyncStream [{state}, {peer}{tls}]>"
+
+
+def make_non_blocking(sock: socket.socket) -> None:
+    """Make a socket non-blocking, without a system call where it already is."""
+    if sock.gettimeout() != 0:
+        sock.setblocking(False)
 
 
 def _address(ask: Any) -> SocketAddress | None:

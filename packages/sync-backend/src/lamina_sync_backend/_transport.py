@@ -75,9 +75,10 @@ class Transport:
             NetworkError: the transport is closed.
         """
         with self._lock:
-            if self.users & sides:
-                doing = "reading from" if self.users & sides & READING else "writing to"
-                raise ConcurrencyError(f"another thread is {doing} this stream", phase=phase)
+            if sides & READING and self._reader is not None:
+                raise ConcurrencyError("another thread is reading from this stream", phase=phase)
+            if sides & WRITING and self._writer is not None:
+                raise ConcurrencyError("another thread is writing to this stream", phase=phase)
             # Marked first and looked at second, for the sake of a finaliser that closes in between.
             if sides & READING:
                 self._reader = user
