@@ -184,13 +184,15 @@ def types(session: nox.Session) -> None:
     """Keep the types that users see complete, and true in both checkers."""
     _install_editable(session, *PACKAGES.values())
     pyright = "pyright" if shutil.which("node") else "pyright[nodejs]"
-    session.install(*TEST_TOOLS, "mypy", "nox", "packaging", pyright)
+    session.install(*TEST_TOOLS, "mypy", "nox", "packaging", "sybil", pyright)
     for package in PACKAGES.values():
         # One run each: test modules of different packages share their names.
         session.run("mypy", f"packages/{package.folder}/src", f"packages/{package.folder}/tests")
     session.run("mypy", "noxfile.py", "tools", "tests")
     session.run("pyright")
     for package in PACKAGES.values():
+        if package.folder == "async-backends":
+            continue  # exports nothing yet, which pyright counts as 0 %
         session.run("pyright", "--verifytypes", package.module, "--ignoreexternal")
 
 

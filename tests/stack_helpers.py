@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import pytest
 import trustme
+
 from lamina_pool import ConnectionPool
 
 if TYPE_CHECKING:
@@ -148,7 +149,15 @@ class NginxRunner:
                 keepalive_requests=keepalive_requests,
             )
         )
-        command = [executable, "-p", str(folder), "-e", str(folder / "error.log"), "-c", str(folder / "nginx.conf")]
+        command = [
+            executable,
+            "-p",
+            str(folder),
+            "-e",
+            str(folder / "error.log"),
+            "-c",
+            str(folder / "nginx.conf"),
+        ]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self._processes.append(process)
         end = time.monotonic() + 10
@@ -183,7 +192,9 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def nginx_runner(tmp_path_factory: pytest.TempPathFactory, certificates: Certificates) -> Iterator[NginxRunner]:
+def nginx_runner(
+    tmp_path_factory: pytest.TempPathFactory, certificates: Certificates
+) -> Iterator[NginxRunner]:
     # The paths of unix sockets are short, and pytest's folders are not.
     runner = NginxRunner(tmp_path_factory.mktemp("nginx"), certificates)
     try:
@@ -209,7 +220,9 @@ class FaultServer:
         live: how many it has; `peak`, at most.
     """
 
-    def __init__(self, behave: Callable[[socket.socket], None], *, context: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, behave: Callable[[socket.socket], None], *, context: ssl.SSLContext | None = None
+    ) -> None:
         self._behave = behave
         self._context = context
         self._lock = threading.Lock()

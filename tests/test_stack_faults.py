@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from lamina_interfaces import (
     ConnectError,
     ConnectTimeout,
@@ -154,14 +155,15 @@ def test_an_ambient_deadline_ends_every_phase_F01(
             sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n12")
         if phase == "pool":
             sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10000000\r\n\r\n12")
-        until(lambda: sock.fileno() < 0 or sock.recv(1, socket.MSG_PEEK) == b"" if phase != "write" else done.is_set())
+        done.wait(10)
 
     done = threading.Event()
     backend = SyncBackend(
         resolver=resolver if phase == "dns" else FixedResolver(black_holes) if phase == "connect" else None
     )
     server = fault_server(silent)
-    url = f"http{'s' * (phase == 'tls')}://{'name.example' if phase in ('dns', 'connect') else '127.0.0.1'}:{server.port}/"
+    host = "name.example" if phase in ("dns", "connect") else "127.0.0.1"
+    url = f"{'https' if phase == 'tls' else 'http'}://{host}:{server.port}/"
     content = bytes(50_000_000) if phase == "write" else None
     try:
         with ConnectionPool(
@@ -204,7 +206,9 @@ def test_a_refused_connection_names_what_was_tried_D05() -> None:
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
     with ConnectionPool() as pool:
-        with pytest.raises(ConnectError, match=rf"origin http://127\.0\.0\.1:{port}, tried 127\.0\.0\.1:{port}"):
+        with pytest.raises(
+            ConnectError, match=rf"origin http://127\.0\.0\.1:{port}, tried 127\.0\.0\.1:{port}"
+        ):
             pool.request("GET", f"http://127.0.0.1:{port}/")
         assert pool.stats() == EMPTY
 
@@ -326,7 +330,9 @@ def test_a_server_that_closes_idle_connections_as_requests_go_out_A17(fault_serv
 
 
 @pytest.mark.parametrize("how", ["eof", "reset", "408"])
-def test_a_connection_that_died_while_idle_is_replaced_unseen_A05(how: str, fault_server: StartServer) -> None:
+def test_a_connection_that_died_while_idle_is_replaced_unseen_A05(
+    how: str, fault_server: StartServer
+) -> None:
     answered, ended = threading.Event(), threading.Event()
 
     def behave(sock: socket.socket) -> None:
@@ -375,9 +381,13 @@ def test_a_slow_answer_is_ended_by_the_read_timeout(fault_server: StartServer) -
 
 
 def test_closing_ends_every_wait_within_a_second_I02(
-    black_holes: list[ResolvedAddress], fault_server: StartServer, certificates: Certificates
+    black_holes: list[ResolvedAddress],
+    fault_server: StartServer,
+    certificates: Certificates,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Threads in a read, in a body, in a handshake, in a connect that nobody answers, in DNS, in a retry's pause."""
+    monkeypatch.setattr("lamina_pool._pool.BACKOFF_SECONDS", 10.0)
     arrived = threading.Semaphore(0)
 
     def behave(sock: socket.socket) -> None:

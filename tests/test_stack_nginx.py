@@ -8,6 +8,7 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
+
 from lamina_pool import ConnectionPool, PoolStats
 
 if TYPE_CHECKING:

@@ -272,7 +272,7 @@ class ScriptedStream(NetworkStream):
         if room:
             self.written += data[:room]
             self._advance()
-        if room < len(data) and len(self.written) == script.fail_write_after:
+        elif data and len(self.written) == script.fail_write_after:
             raise WriteError("the connection broke", errno=errno.EPIPE, phase="write")
         return room
 
@@ -285,9 +285,12 @@ class ScriptedStream(NetworkStream):
         limit.check()
         data = bytes(buffer)
         self.writes.append(data)
-        sent = self._take(data)
-        if sent < len(data):
-            self._wait(limit, WriteError, lambda: self._advance() and False)
+        sent = 0
+        while sent < len(data):
+            taken = self._take(data[sent:])
+            sent += taken
+            if not taken:
+                self._wait(limit, WriteError, lambda: self._advance() and False)
 
     def get_extra_info(self, info: str) -> Any:
         if info == "is_readable":

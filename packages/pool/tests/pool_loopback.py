@@ -47,6 +47,15 @@ def target_of(head: bytes) -> bytes:
     return head.split(b" ", 2)[1]
 
 
+def echo(stream: MemoryStream, head: bytes, body: bytes) -> None:
+    """A server that answers with the target."""
+    stream.feed(response(target_of(head)))
+
+
+def _nothing(*arguments: object) -> None:
+    pass
+
+
 class MemoryStream(NetworkStream):
     """One connection in memory. What is written is cut into requests, each of which is given to `backend.answer`."""
 
@@ -56,12 +65,14 @@ class MemoryStream(NetworkStream):
         self.requests: list[bytes] = []
         self.reads = 0
         self.is_closed = False
+        self.was_aborted = False
         self.tls: list[str | None] = []
         self._changed = threading.Condition()
         self._incoming = bytearray()
         self._written = bytearray()
         self._has_ended = False
         self._is_broken = False
+        backend.note_open(self)
 
     # --- the peer's side
 
@@ -127,9 +138,12 @@ class MemoryStream(NetworkStream):
             self._cut_requests()
 
     def __del__(self) -> None:
-        self.close()  # as a socket does
+        if hasattr(self, "_is_broken"):  # else its constructor was interrupted
+            self.close()  # as a socket does
 
-    def start_tls(self, ssl_context: Any, server_hostname: str | None = None, timeout: float | None = None) -> Self:
+    def start_tls(
+        self, ssl_context: Any, server_hostname: str | None = None, timeout: float | None = None
+    ) -> Self:
         self.tls.append(server_hostname)
         self.backend.calls.append(("start_tls", server_hostname, timeout))
         self.backend.on_start_tls(self, Limit(timeout, time.monotonic, "tls"))
@@ -142,10 +156,13 @@ class MemoryStream(NetworkStream):
 
     def close(self) -> None:
         with self._changed:
-            if not self.is_closed:
-                self.is_closed = True
-                self.backend.count(-1)
+            self.is_closed = True
+            self.backend.note_closed(self)
             self._changed.notify_all()
+
+    def abort(self) -> None:
+        self.was_aborted |= not self.is_closed
+        self.close()
 
 
 def wait_on(condition: threading.Condition, limit: Limit) -> None:
@@ -166,31 +183,32 @@ class MemoryBackend(NetworkBackend):
         calls: what was asked of the backend.
     """
 
-    def __init__(self, answer: Callable[[MemoryStream, bytes, bytes], None] | None = None) -> None:
+    def __init__(self, answer: Callable[[MemoryStream, bytes, bytes], object] | None = None) -> None:
         self.streams: list[MemoryStream] = []
         self.calls: list[tuple[Any, ...]] = []
-        self.live = 0
+        self._live: set[int] = set()
         self.peak = 0
         self.sleeps: list[float] = []
         self.keep_streams = True
         self._count_lock = threading.RLock()
-        if answer is not None:
-            self.answer = answer  # type: ignore[method-assign] # a test's own peer
+        self.answer: Callable[[MemoryStream, bytes, bytes], object] = echo if answer is None else answer
+        # Replaced by tests that refuse, or wait.
+        self.on_connect: Callable[[Limit], object] = _nothing
+        self.on_start_tls: Callable[[MemoryStream, Limit], object] = _nothing
+        self.on_sleep: Callable[[float], object] = self.sleeps.append
 
-    def answer(self, stream: MemoryStream, head: bytes, body: bytes) -> None:
-        stream.feed(response(target_of(head)))
+    @property
+    def live(self) -> int:
+        return len(self._live)
 
-    def on_connect(self, limit: Limit) -> None:
-        """Replaced by tests that refuse, or wait."""
-
-    def on_start_tls(self, stream: MemoryStream, limit: Limit) -> None:
-        """Replaced by tests that refuse, or wait."""
-
-    def count(self, change: int) -> int:
+    def note_open(self, stream: MemoryStream) -> None:
         with self._count_lock:
-            self.live += change
-            self.peak = max(self.peak, self.live)
-            return self.live
+            self._live.add(id(stream))
+            self.peak = max(self.peak, len(self._live))
+
+    def note_closed(self, stream: MemoryStream) -> None:
+        # By name and not by number, since an exception may strike between any two lines.
+        self._live.discard(id(stream))
 
     def connect_tcp(
         self,
@@ -214,7 +232,6 @@ class MemoryBackend(NetworkBackend):
         limit.check()
         self.on_connect(limit)
         stream = MemoryStream(self, len(self.streams))
-        self.count(1)
         if self.keep_streams:
             self.streams.append(stream)
         else:
@@ -222,7 +239,7 @@ class MemoryBackend(NetworkBackend):
         return stream
 
     def sleep(self, seconds: float) -> None:
-        self.sleeps.append(seconds)
+        self.on_sleep(seconds)
 
 
 class LoopbackStream(NetworkStream):
@@ -237,10 +254,12 @@ class LoopbackStream(NetworkStream):
         self._pid = os.getpid()
 
     def read(self, max_bytes: int | None = None, timeout: float | None = None) -> bytes:
-        return self._use(Limit(timeout, time.monotonic, "read"), select.POLLIN, self._receive, max_bytes or 65536)
+        limit = Limit(timeout, time.monotonic, "read")
+        data: bytes = self._use(limit, select.POLLIN, self._receive, max_bytes or 65536)
+        return data
 
     def _receive(self, size: int) -> bytes:
-        data = self._sock.recv(size)
+        data: bytes = self._sock.recv(size)
         if not data and self._is_closed:
             raise ReadError("the stream is closed", phase="read")
         return data
@@ -322,7 +341,9 @@ class LoopbackBackend(NetworkBackend):
 
 
 class EchoServer:
-    """Answers each request with its target (`/large` with a million of them), and the address that it came from as a header. A thread a connection.
+    """Answers each request with its target (`/large`: a million times), and the port that it came from as a header.
+
+    A thread for each connection.
 
     Args:
         close_every: closes the connection after every so-many-th request, without saying so.

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import array
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lamina_interfaces import (
     ArgumentTypeError,
@@ -45,7 +48,8 @@ from pool_helpers import (
 URL = "http://a.test/"
 MINE = response(b"mine")
 EVIL = response(b"evil")
-GARBAGE_REQUEST = b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n"
+EARLY = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+PLAIN_GET = b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n"
 
 
 class Body:
@@ -210,13 +214,35 @@ def test_a06_nothing_happens_between_the_last_look_and_the_first_byte(content: A
         assert log[before : before + 2] == ["check", "write"]
 
 
-@pytest.mark.parametrize("content", [b"body", Body(b"body"), b"x" * 1_000_000])
-def test_a06_an_answer_that_stops_the_first_write_is_answer_to_nothing(content: Any) -> None:
-    backend = ScriptedBackend([HEAD, OK, CHECKED, EVIL], [HEAD, MINE])
+@pytest.mark.parametrize("traced", [False, True])
+@pytest.mark.parametrize("watchful", [False, True])
+@pytest.mark.parametrize("late", [EVIL, EOF, RESET])
+@pytest.mark.parametrize(
+    "make", [lambda: None, lambda: b"body", lambda: Body(b"body"), lambda: b"x" * 1_000_000]
+)
+def test_a06_what_comes_between_the_last_look_and_the_first_byte_is_answer_to_nothing(
+    make: Callable[[], Any], late: Any, watchful: bool, traced: bool
+) -> None:
+    backend = ScriptedBackend(Script(HEAD, OK, CHECKED, late, watchful=watchful), [HEAD, MINE])
     with checked_pool(backend) as pool:
         warm(pool)
-        assert pool.request("POST", URL, content=content).content == b"mine"
+        extensions = {"trace": lambda name, info: None} if traced else {}
+        assert pool.request("POST", URL, content=make(), extensions=extensions).content == b"mine"
         assert backend.streams[0].is_closed
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a06_nor_is_what_comes_in_place_of_a_first_write(method: str) -> None:
+    # In the gap between the system calls: the server spoke and hung up, so that the write fails.
+    script = Script(HEAD, OK, CHECKED, CHECKED, EVIL, EOF, watchful=False, fail_write_after=len(PLAIN_GET))
+    backend = ScriptedBackend(script, [HEAD, MINE])
+    with checked_pool(backend) as pool:
+        warm(pool)
+        if method == "GET":
+            assert pool.request("GET", URL).content == b"mine"
+        else:  # nobody can say that nothing was sent
+            with pytest.raises(RemoteProtocolError, match="not known"):
+                pool.request("POST", URL, content=b"body")
 
 
 def test_a14_a_server_that_only_ever_says_103_is_given_up() -> None:
@@ -256,6 +282,17 @@ def test_a16_data_and_fault_in_one_read_are_told_one_after_the_other() -> None:
         assert next(stream) == b"onetwo"
         with pytest.raises(RemoteProtocolError):
             next(stream)
+        assert pool.request("GET", URL).content == b"mine"
+
+
+def test_a16_the_same_where_only_our_own_limit_was_passed() -> None:
+    wire = EARLY + b"3\r\none\r\n0\r\n" + b"A: b\r\n" * 300 + b"\r\n"
+    backend = ScriptedBackend([HEAD, wire], [HEAD, MINE])
+    with checked_pool(backend) as pool:
+        reply = pool.handle_request(Request("GET", URL, headers={"Host": "a.test"}))
+        got, error = read_all(reply)
+        assert got == b"one"
+        assert isinstance(error, RemoteProtocolError)
         assert pool.request("GET", URL).content == b"mine"
 
 
@@ -349,6 +386,8 @@ def test_a17_a_request_is_sent_again_only_if_nothing_was_sent_or_nothing_can_com
             with pytest.raises(RemoteProtocolError, match="not known") as caught:
                 pool.request(method, URL, content=content())
             assert caught.value.__cause__ is not None
+            sent = len(backend.streams[0].written) - len(PLAIN_GET)
+            assert f"up to {sent} bytes" in str(caught.value)
             assert caught.value.origin == "http://a.test:80"
             assert len(backend.streams) == 1
         assert backend.streams[0].is_closed
@@ -396,7 +435,7 @@ def test_a17_a_time_out_is_no_reason_to_ask_again() -> None:
 @pytest.mark.parametrize("what", ["GET", "PUT", "POST", "POST iterator"])
 def test_a17_a_write_that_failed_may_have_sent_a_part(what: str, sent: int, watchful: bool) -> None:
     """Nobody can say how much of a buffer went out before an error; so a POST is not sent again."""
-    warm_up = len(GARBAGE_REQUEST)
+    warm_up = len(PLAIN_GET)
     backend = ScriptedBackend(
         Script(HEAD, OK, Received(b"never"), fail_write_after=warm_up + sent, watchful=watchful), [HEAD, MINE]
     )
@@ -449,13 +488,16 @@ def test_a18_a_refusal_ends_the_upload(kind: str, status: str, watchful: bool) -
 
 @pytest.mark.parametrize("watchful", [True, False])
 @pytest.mark.parametrize("delay", [0, 3])
+@pytest.mark.parametrize("is_reused", [False, True])
 @pytest.mark.parametrize("kind", BIG_BODIES)
 def test_a18_a_server_that_stops_reading_is_heard_all_the_same(
-    kind: str, delay: float, watchful: bool
+    kind: str, is_reused: bool, delay: float, watchful: bool
 ) -> None:
-    script = Script(HEAD, Delay(delay), REFUSAL, watchful=watchful, stall_write_after=1500)
-    backend = ScriptedBackend(script, [HEAD, MINE])
+    steps = [*([HEAD, OK] if is_reused else []), HEAD, Delay(delay), REFUSAL]
+    backend = ScriptedBackend(Script(*steps, watchful=watchful, stall_write_after=1500), [HEAD, MINE])
     with checked_pool(backend) as pool:
+        if is_reused:
+            warm(pool)
         reply = pool.request(
             "POST", URL, content=BIG_BODIES[kind](), extensions={"timeout": {"write": 5, "read": 5}}
         )
@@ -467,20 +509,25 @@ def test_a18_a_server_that_stops_reading_is_heard_all_the_same(
 @pytest.mark.parametrize("watchful", [True, False])
 def test_a18_a_server_that_stops_reading_and_says_nothing_is_a_write_timeout(watchful: bool) -> None:
     backend = ScriptedBackend(Script(HEAD, watchful=watchful, stall_write_after=1500))
-    with checked_pool(backend) as pool, pytest.raises(WriteTimeout):
-        pool.request("POST", URL, content=b"x" * 1_000_000, extensions={"timeout": {"write": 5}})
+    with checked_pool(backend, virtual_time=True) as pool:
+        before = backend.clock.now()
+        with pytest.raises(WriteTimeout):
+            pool.request("POST", URL, content=b"x" * 1_000_000, extensions={"timeout": {"write": 5}})
+        assert backend.clock.now() - before == pytest.approx(5)
 
 
-@pytest.mark.parametrize("watchful", [True, False])
+# A plain stream cannot say how much of the first write went out, so there a reused connection is not believed.
+@pytest.mark.parametrize(("is_reused", "watchful"), [(False, True), (False, False), (True, True)])
 @pytest.mark.parametrize("traced", [False, True])
 @pytest.mark.parametrize("kind", BIG_BODIES)
 def test_a19_a_refusal_that_came_whole_counts_although_the_connection_broke(
-    kind: str, traced: bool, watchful: bool
+    kind: str, traced: bool, is_reused: bool, watchful: bool
 ) -> None:
-    backend = ScriptedBackend(
-        Script(HEAD, REFUSAL, RESET, watchful=watchful, fail_write_after=1500), [HEAD, MINE]
-    )
+    steps = [*([HEAD, OK] if is_reused else []), HEAD, REFUSAL, RESET]
+    backend = ScriptedBackend(Script(*steps, watchful=watchful, fail_write_after=1500), [HEAD, MINE])
     with checked_pool(backend) as pool:
+        if is_reused:
+            warm(pool)
         extensions = {"trace": lambda name, info: None} if traced else {}
         reply = pool.request("POST", URL, content=BIG_BODIES[kind](), extensions=extensions)
         assert (reply.status, reply.content) == (413, b"too large")
@@ -533,9 +580,6 @@ def test_a19_a_refusal_whose_body_is_cut_off_is_delivered_as_far_as_it_came() ->
         got, error = read_all(reply)
         assert got == b"too"
         assert isinstance(error, ReadError)
-
-
-EARLY = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 @pytest.mark.parametrize("watchful", [True, False])
@@ -600,6 +644,18 @@ def test_a_body_waits_for_100(first: list[bytes]) -> None:
         assert writes[1] == b"body"
         assert pool.request("GET", URL).content == b"ok"
         assert len(backend.streams) == 1
+
+
+@pytest.mark.parametrize("watchful", [True, False])
+def test_a_final_answer_right_behind_the_100_is_heard_too(watchful: bool) -> None:
+    both = b"HTTP/1.1 100 Continue\r\n\r\n" + REFUSAL
+    backend = ScriptedBackend(Script(HEAD, both, stall_write_after=1500, watchful=watchful))
+    with checked_pool(backend) as pool:
+        body = b"y" * 100_000
+        headers = {"Expect": "100-continue"}
+        reply = pool.request("POST", URL, headers=headers, content=body, extensions={"timeout": {"write": 5}})
+        assert (reply.status, reply.content) == (413, b"too large")
+        assert b"y" not in backend.streams[0].written
 
 
 @pytest.mark.parametrize("status", ["417 Expectation Failed", "401 Unauthorized", "200 OK"])
@@ -710,6 +766,30 @@ def test_14_the_drain_obeys_no_read_timeout_of_zero() -> None:
     with checked_pool(backend) as pool:
         leave_unread(pool)
         assert pool.stats().idle == 1
+
+
+def test_14_what_cannot_be_used_again_is_not_drained() -> None:
+    refused = [HEAD, REFUSAL[:-5], Delay(DRAIN_SECONDS / 10), REFUSAL[-5:]]
+    backend = ScriptedBackend(refused, [HEAD, b"HTTP/1.1 200 OK\r\n\r\n", b"x"])
+    with checked_pool(backend, virtual_time=True) as pool:
+        before = backend.clock.now()
+        with pool.stream("POST", URL, content=Body(*[b"x" * 100_000] * 2)) as reply:
+            assert reply.status == 413
+        leave_unread(pool)
+        assert backend.clock.now() == before
+        assert backend.streams[1].log.count("read") == 1
+
+
+@pytest.mark.parametrize(
+    "head", [EARLY, b"HTTP/1.1 200 OK\r\n\r\n", response(b"x" * (DRAIN_BYTES + 1))[:100]]
+)
+def test_14_a_rest_of_unknown_or_great_length_is_not_waited_for(head: bytes) -> None:
+    backend = ScriptedBackend([HEAD, head, Delay(DRAIN_SECONDS / 10), EOF])
+    with checked_pool(backend, virtual_time=True) as pool:
+        before = backend.clock.now()
+        leave_unread(pool)
+        assert backend.clock.now() == before
+        assert backend.streams[0].is_closed
 
 
 def test_a_body_half_read_is_drained_too() -> None:
@@ -986,6 +1066,91 @@ def test_with_a_trace_head_and_body_are_written_one_by_one_and_without_in_one() 
         ]
 
 
+# --- any servers, any callers ------------------------------------------------------------------------------
+
+# How a server answers: what it makes of the right response, and what it does behind it.
+MANNERS: dict[str, Callable[[bytes], list[Any]]] = {
+    "well": lambda body: [response(body)],
+    "in pieces": lambda body: [response(body)[i : i + 7] for i in range(0, len(response(body)), 7)],
+    "chunked": lambda body: [EARLY + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)],
+    "chunked in pieces": lambda body: [EARLY, b"%x\r\n" % len(body), body, b"\r\n0\r\n", b"\r\n"],
+    "behind a hint": lambda body: [b"HTTP/1.1 103 x\r\n\r\n", response(body)],
+    "until close": lambda body: [b"HTTP/1.1 200 OK\r\n\r\n", body, EOF],
+    "for the last time": lambda body: [response(body, headers=b"Connection: close\r\n"), EOF],
+    "twice at once": lambda body: [response(body) + EVIL],
+    "twice": lambda body: [response(body), EVIL],
+    "twice, the second late": lambda body: [response(body), CHECKED, EVIL],
+    "framed twice": lambda body: [
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n"
+        b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    ],
+    "with a body where none may be": lambda body: [b"HTTP/1.1 204 x\r\nContent-Length: 4\r\n\r\n", b"evil"],
+    "and closes": lambda body: [response(body), EOF],
+    "and resets": lambda body: [response(body), RESET],
+    "and closes after the next request": lambda body: [response(body), Received(b"X-Token: "), EOF],
+    "not at all": lambda body: [],
+    "by closing": lambda body: [EOF],
+    "by resetting": lambda body: [RESET],
+    "in part": lambda body: [response(body)[:-3], EOF],
+    "in part, then silence": lambda body: [response(body)[:-3]],
+    "nonsense": lambda body: [b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\nevil"],
+    "something else": lambda body: [b"220 mail.test ESMTP\r\n"],
+}
+USES = ["read", "leave", "read a piece", "post", "post an iterator", "put"]
+
+
+@given(
+    st.lists(st.lists(st.sampled_from(sorted(MANNERS)), min_size=1, max_size=5), min_size=1, max_size=4),
+    st.lists(st.sampled_from(USES), min_size=1, max_size=12),
+    st.booleans(),
+)
+def test_whatever_servers_and_callers_do_no_request_gets_anothers_answer(
+    manners: list[list[str]], uses: list[str], watchful: bool
+) -> None:
+    connections = itertools.count()
+
+    def serve() -> Script:
+        number = next(connections)
+
+        def steps() -> Iterator[Any]:
+            for manner in itertools.cycle(manners[number % len(manners)]):
+                yield Received(b"X-Token: ")
+                request = bytes(backend.streams[number].written).rpartition(b"X-Token: ")[2]
+                yield from MANNERS[manner](b"for " + request.partition(b"\r\n")[0])
+
+        script = Script(watchful=watchful)
+        script.steps = steps()
+        return script
+
+    backend = ScriptedBackend(otherwise=serve)
+    with checked_pool(backend, virtual_time=True, max_connections=2) as pool:
+        origins: set[str | None] = {"http://a.test:80"}
+        for token, use in enumerate(uses):
+            headers = {"X-Token": f"{token}."}
+            extensions = {"timeout": {"read": 2, "write": 2}}
+            content: Any = {"post": b"body", "put": b"body", "post an iterator": iter([b"bo", b"dy"])}.get(
+                use
+            )
+            got = b""
+            try:
+                with pool.stream(
+                    use.partition(" ")[0].upper() if use.startswith(("post", "put")) else "GET",
+                    URL,
+                    headers=headers,
+                    content=content,
+                    extensions=extensions,
+                ) as reply:
+                    if use == "read a piece":
+                        got = next(iter(reply.stream), b"")  # type: ignore[arg-type]
+                    elif use != "leave":
+                        got = reply.read()
+                        assert got == (b"for %d." % token if reply.status == 200 else b"")
+            except LaminaError as error:
+                origins.add(error.origin)
+            assert (b"for %d." % token).startswith(got)
+        assert origins == {"http://a.test:80"}
+
+
 # --- small things that add up ------------------------------------------------------------------------------
 
 
@@ -1226,7 +1391,11 @@ def test_any_stream_will_do_that_has_the_four_methods() -> None:
 
 def test_a_callback_in_the_midst_may_close_the_pool() -> None:
     pools: list[ConnectionPool] = []
-    backend = ScriptedBackend([HEAD, Call(lambda: [pool.close() for pool in pools]), OK])
+
+    def close() -> None:
+        pools[0].close()
+
+    backend = ScriptedBackend([HEAD, Call(close), OK])
     pools.append(pool := ConnectionPool(network_backend=backend))
     with pytest.raises(PoolClosed):
         pool.request("GET", URL)

@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 import pytest
+
 from lamina_interfaces import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -32,12 +33,21 @@ from lamina_interfaces import (
     open_deadline,
 )
 from lamina_pool import ConnectionPool, Origin, PooledConnection, PoolStats, Proxy
-from pool_loopback import MemoryBackend, MemoryStream, Worker, request_for, response, target_of, until, wait_on
+from pool_loopback import (
+    MemoryBackend,
+    MemoryStream,
+    Worker,
+    request_for,
+    response,
+    target_of,
+    until,
+    wait_on,
+)
 
 URL = "http://example.com/"
 
 
-class ambient:
+class Ambient:
     """What `lamina_timeouts.timeout` is, without being installed."""
 
     def __init__(self, seconds: float | None) -> None:
@@ -148,7 +158,9 @@ def test_is_what_httpcore_clients_look_at() -> None:
         ({"uds": "/run/x", "local_address": "127.0.0.1"}, ArgumentValueError, "uds"),
     ],
 )
-def test_refuses_arguments_that_make_no_sense(arguments: dict[str, Any], error: type[Exception], text: str) -> None:
+def test_refuses_arguments_that_make_no_sense(
+    arguments: dict[str, Any], error: type[Exception], text: str
+) -> None:
     with pytest.raises(error, match=text) as caught:
         ConnectionPool(**arguments)
     assert isinstance(caught.value, LaminaError)
@@ -173,9 +185,11 @@ def test_accepts_the_ends_of_each_range(backend: MemoryBackend, arguments: dict[
 def test_bad_timeouts_are_refused_before_anything_is_opened_J08(
     backend: MemoryBackend, timeout: dict[str, Any]
 ) -> None:
-    with ConnectionPool(network_backend=backend) as pool:
-        with pytest.raises((ArgumentValueError, ArgumentTypeError)):
-            pool.request("GET", URL, extensions={"timeout": timeout})
+    with (
+        ConnectionPool(network_backend=backend) as pool,
+        pytest.raises((ArgumentValueError, ArgumentTypeError)),
+    ):
+        pool.request("GET", URL, extensions={"timeout": timeout})
     assert backend.calls == []
 
 
@@ -202,7 +216,7 @@ def test_repr_and_stats_tell_each_state() -> None:
         entered.set()
         assert gate.wait(10)
 
-    backend.on_connect = slow  # type: ignore[method-assign]
+    backend.on_connect = slow
     with ConnectionPool(network_backend=backend, max_connections=1) as pool:
         assert repr(pool) == "<ConnectionPool [Requests: 0 active, 0 queued | Connections: 0 active, 0 idle]>"
         assert pool.connections == []
@@ -229,7 +243,11 @@ def test_repr_and_stats_tell_each_state() -> None:
         assert repr(pool) == "<ConnectionPool [Requests: 0 active, 0 queued | Connections: 0 active, 1 idle]>"
         (connection,) = pool.connections
         assert connection == PooledConnection(Origin(b"http", b"example.com", 80), "HTTP/1.1", "IDLE", 2)
-        assert (connection.is_idle(), connection.is_available(), connection.is_closed()) == (True, True, False)
+        assert (connection.is_idle(), connection.is_available(), connection.is_closed()) == (
+            True,
+            True,
+            False,
+        )
     assert pool.connections == []
     assert pool.stats() == PoolStats(0, 0, 0, 0, 0)
 
@@ -269,8 +287,8 @@ def test_an_interface_of_the_second_dialect_is_a_backend_too() -> None:
             data, self.incoming = self.incoming, b""
             return data
 
-        def write(self, buffer: Any) -> None:
-            self.incoming += response(target_of(bytes(buffer)))
+        def write(self, data: Any) -> None:
+            self.incoming += response(target_of(bytes(data)))
 
         def close(self) -> None:
             pass
@@ -304,7 +322,9 @@ def test_origins_do_not_share_connections(backend: MemoryBackend) -> None:
 
 
 @pytest.mark.parametrize("error", [ConnectError, ConnectTimeout])
-def test_a_failed_attempt_is_repeated_with_growing_pauses(backend: MemoryBackend, error: type[LaminaError]) -> None:
+def test_a_failed_attempt_is_repeated_with_growing_pauses(
+    backend: MemoryBackend, error: type[LaminaError]
+) -> None:
     left = 4
 
     def refuse(limit: Limit) -> None:
@@ -313,7 +333,7 @@ def test_a_failed_attempt_is_repeated_with_growing_pauses(backend: MemoryBackend
         if left >= 0:
             raise error("refused")
 
-    backend.on_connect = refuse  # type: ignore[method-assign]
+    backend.on_connect = refuse
     with ConnectionPool(network_backend=backend, retries=4) as pool:
         assert pool.request("GET", URL).content == b"/"
     assert backend.sleeps == [0.0, 0.5, 1.0, 2.0]
@@ -325,7 +345,7 @@ def test_the_last_failure_is_told_and_the_place_is_free_D05(backend: MemoryBacke
     def refuse(limit: Limit) -> None:
         raise ConnectError(f"refused {len(backend.calls)}", phase="connect", errno=111)
 
-    backend.on_connect = refuse  # type: ignore[method-assign]
+    backend.on_connect = refuse
     with ConnectionPool(network_backend=backend, retries=retries, max_connections=1) as pool:
         for _ in range(3):
             backend.calls.clear()
@@ -340,7 +360,7 @@ def test_a_handshake_that_failed_is_repeated_on_a_new_connection(backend: Memory
         if stream.number == 0:
             raise ConnectError("bad handshake", phase="tls")
 
-    backend.on_start_tls = refuse_first  # type: ignore[method-assign]
+    backend.on_start_tls = refuse_first
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     with ConnectionPool(network_backend=backend, retries=1, ssl_context=context) as pool:
         pool.request("GET", "https://example.com/")
@@ -352,10 +372,9 @@ def test_nothing_but_connecting_is_retried_by_retries(backend: MemoryBackend) ->
     def cut(stream: MemoryStream, head: bytes, body: bytes) -> None:
         stream.feed_eof()
 
-    backend.answer = cut  # type: ignore[method-assign]
-    with ConnectionPool(network_backend=backend, retries=3) as pool:
-        with pytest.raises(RemoteProtocolError):
-            pool.request("GET", URL)
+    backend.answer = cut
+    with ConnectionPool(network_backend=backend, retries=3) as pool, pytest.raises(RemoteProtocolError):
+        pool.request("GET", URL)
     assert len(backend.streams) == 1
 
 
@@ -374,7 +393,9 @@ def test_a_body_that_can_be_read_once_survives_a_dead_idle_connection(backend: M
     with ConnectionPool(network_backend=backend) as pool:
         pool.request("GET", URL)
         backend.streams[0].feed_eof()
-        pool.request("POST", URL, content=(piece for piece in (b"one", b"two")), headers={"Content-Length": "6"})
+        pool.request(
+            "POST", URL, content=(piece for piece in (b"one", b"two")), headers={"Content-Length": "6"}
+        )
     assert backend.streams[1].requests[0].endswith(b"\r\n\r\nonetwo")
 
 
@@ -410,7 +431,7 @@ def test_the_iterator_of_a_body_is_closed_whatever_happens_G06(backend: MemoryBa
         pool.request("POST", URL, content=body("a", False))
         with pytest.raises(KeyError, match="b"):
             pool.request("POST", URL, content=body("b", True))
-        backend.answer = lambda stream, head, body: stream.feed_eof()  # type: ignore[method-assign,assignment]
+        backend.answer = lambda stream, head, body: stream.feed_eof()
         with pytest.raises(LaminaError):
             pool.request("POST", URL, content=body("c", False))
         assert closed == ["a", "b", "c"]
@@ -433,9 +454,10 @@ def test_each_operation_gets_its_timeout() -> None:
             super().write(buffer, timeout)
 
     class Backend(MemoryBackend):
-        def connect_tcp(self, host: str, port: int, timeout: float | None = None, *rest: Any, **more: Any) -> Stream:
+        def connect_tcp(
+            self, host: str, port: int, timeout: float | None = None, *rest: Any, **more: Any
+        ) -> Stream:
             seen["connect"] = timeout
-            self.count(1)
             return Stream(self, 0)
 
     with ConnectionPool(network_backend=Backend()) as pool:
@@ -446,7 +468,7 @@ def test_each_operation_gets_its_timeout() -> None:
 
 
 def test_connecting_and_the_handshake_share_one_budget(backend: MemoryBackend, clock: Clock) -> None:
-    backend.on_connect = lambda limit: clock.advance(3.0)  # type: ignore[method-assign,assignment]
+    backend.on_connect = lambda limit: clock.advance(3.0)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     with clock.pool(network_backend=backend, ssl_context=context) as pool:
         pool.request("GET", "https://example.com/", extensions={"timeout": {"connect": 5.0}})
@@ -465,7 +487,7 @@ def test_each_attempt_to_connect_has_the_budget_anew(backend: MemoryBackend, clo
         if len(backend.calls) < 3:
             raise ConnectTimeout("slow")
 
-    backend.on_connect = slow  # type: ignore[method-assign]
+    backend.on_connect = slow
     with clock.pool(network_backend=backend, retries=2) as pool:
         pool.request("GET", URL, extensions={"timeout": {"connect": 4.0}})
     assert [call[3] for call in backend.calls] == [4.0, 4.0, 4.0]
@@ -564,16 +586,16 @@ def test_an_ambient_deadline_ends_every_phase_F01(phase: str) -> None:
         raise ConnectError("refused")
 
     if phase == "connect":
-        backend.on_connect = stall  # type: ignore[method-assign]
+        backend.on_connect = stall
     elif phase == "tls":
-        backend.on_start_tls = lambda stream, limit: stall(limit)  # type: ignore[method-assign]
+        backend.on_start_tls = lambda stream, limit: stall(limit)
     elif phase == "read":
-        backend.answer = silent  # type: ignore[method-assign]
+        backend.answer = silent
     elif phase == "body":
-        backend.answer = only_head  # type: ignore[method-assign]
+        backend.answer = only_head
     elif phase == "retry":
-        backend.on_connect = refuse  # type: ignore[method-assign]
-        backend.sleep = sleep  # type: ignore[method-assign]
+        backend.on_connect = refuse
+        backend.on_sleep = sleep
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     url = "https://example.com/" if phase == "tls" else URL
     with ConnectionPool(network_backend=backend, max_connections=1, ssl_context=context, retries=3) as pool:
@@ -582,12 +604,14 @@ def test_an_ambient_deadline_ends_every_phase_F01(phase: str) -> None:
             if phase == "write":
                 patch.setattr(MemoryStream, "write", no_write)
             start = time.monotonic()
-            with ambient(0.1) as deadline, pytest.raises(DeadlineExceeded) as caught:
+            with Ambient(0.1) as deadline, pytest.raises(DeadlineExceeded) as caught:
                 pool.request("GET", url)
             assert 0.09 < time.monotonic() - start < 1.0
         expected = {"body": "read", "retry": "connect"}.get(phase, phase)
         assert caught.value.phase == expected
-        assert caught.value.origin == ("https://example.com:443" if phase == "tls" else "http://example.com:80")
+        assert caught.value.origin == (
+            "https://example.com:443" if phase == "tls" else "http://example.com:80"
+        )
         assert caught.value.deadline is deadline
         if held is not None:
             held.close()
@@ -598,22 +622,22 @@ def test_an_ambient_deadline_ends_every_phase_F01(phase: str) -> None:
 @pytest.mark.parametrize("seconds", [0.0, -0.0])
 def test_a_deadline_that_has_passed_allows_no_io_F02(backend: MemoryBackend, seconds: float) -> None:
     with ConnectionPool(network_backend=backend) as pool:
-        with ambient(seconds), pytest.raises(DeadlineExceeded) as caught:
+        with Ambient(seconds), pytest.raises(DeadlineExceeded) as caught:
             pool.request("GET", URL)
         assert (caught.value.phase, backend.calls) == ("pool", [])
         pool.request("GET", URL)
-        with ambient(60), ambient(seconds), pytest.raises(DeadlineExceeded):
+        with Ambient(60), Ambient(seconds), pytest.raises(DeadlineExceeded):
             pool.request("GET", URL)
         assert len(backend.streams[0].requests) == 1
         assert pool.stats() == PoolStats(1, 0, 1, 0, 0)
 
 
 def test_the_smaller_of_timeout_and_deadline_counts_F02(backend: MemoryBackend) -> None:
-    backend.answer = silent  # type: ignore[method-assign]
+    backend.answer = silent
     with ConnectionPool(network_backend=backend) as pool:
-        with ambient(60), pytest.raises(ReadTimeout):
+        with Ambient(60), pytest.raises(ReadTimeout):
             pool.request("GET", URL, extensions={"timeout": {"read": 0.02}})
-        with ambient(0.02), pytest.raises(DeadlineExceeded):
+        with Ambient(0.02), pytest.raises(DeadlineExceeded):
             pool.request("GET", URL, extensions={"timeout": {"read": 60}})
 
 
@@ -623,7 +647,7 @@ def test_a_deadline_brought_forward_by_another_thread_ends_the_wait_for_a_connec
     opened: list[Deadline] = []
 
     def wait() -> None:
-        with ambient(None) as deadline:
+        with Ambient(None) as deadline:
             opened.append(deadline)
             pool.request("GET", URL)
 
@@ -646,14 +670,14 @@ def test_errors_name_the_origin_and_keep_their_cause(backend: MemoryBackend) -> 
     def refuse(limit: Limit) -> None:
         raise ConnectError("no", phase="connect") from cause
 
-    backend.on_connect = refuse  # type: ignore[method-assign]
+    backend.on_connect = refuse
     with ConnectionPool(network_backend=backend) as pool:
-        with pytest.raises(ConnectError, match="origin http://example.com:80") as caught:
+        with pytest.raises(ConnectError, match=r"origin http://example\.com:80") as caught:
             pool.request("GET", URL)
         assert caught.value.__cause__ is cause
-        backend.on_connect = lambda limit: None  # type: ignore[method-assign,assignment]
-        backend.answer = lambda stream, head, body: stream.feed(b"SSH-2.0-x\r\n")  # type: ignore[method-assign,assignment]
-        with pytest.raises(RemoteProtocolError, match="SSH.*origin http://example.com:80"):
+        backend.on_connect = lambda limit: None
+        backend.answer = lambda stream, head, body: stream.feed(b"SSH-2.0-x\r\n")
+        with pytest.raises(RemoteProtocolError, match=r"SSH.*origin http://example\.com:80"):
             pool.request("GET", URL)
 
 
@@ -662,12 +686,12 @@ def test_an_error_in_the_body_names_the_origin(backend: MemoryBackend) -> None:
         stream.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n12345")
         stream.feed_eof()
 
-    backend.answer = cut  # type: ignore[method-assign]
+    backend.answer = cut
     with ConnectionPool(network_backend=backend) as pool:
         response = pool.handle_request(request_for(URL))
         pieces = response.iter_stream()
         assert next(pieces) == b"12345"
-        with pytest.raises(RemoteProtocolError, match="origin http://example.com:80"):
+        with pytest.raises(RemoteProtocolError, match=r"origin http://example\.com:80"):
             next(pieces)
         assert pool.stats() == PoolStats(0, 0, 0, 0, 0)
 
@@ -727,7 +751,9 @@ def test_the_trace_tells_every_step_in_order(backend: MemoryBackend) -> None:
 
 @pytest.mark.parametrize("event", TRACE_EVENTS)
 @pytest.mark.parametrize("error", [RuntimeError("mine"), KeyboardInterrupt("mine")])
-def test_an_exception_in_the_trace_callback_leaves_nothing_behind_G06(event: str, error: BaseException) -> None:
+def test_an_exception_in_the_trace_callback_leaves_nothing_behind_G06(
+    event: str, error: BaseException
+) -> None:
     backend = MemoryBackend()
 
     def trace(name: str, info: dict[str, Any]) -> None:
@@ -751,9 +777,11 @@ def test_a_stream_whose_close_raises_costs_no_place_G06() -> None:
             super().close()
             raise RuntimeError("close is not to raise")
 
+        def __del__(self) -> None:
+            pass
+
     class Backend(MemoryBackend):
         def _open(self, timeout: float | None) -> MemoryStream:
-            self.count(1)
             return Rude(self, 0)
 
     backend = Backend(silent)
@@ -762,7 +790,7 @@ def test_a_stream_whose_close_raises_costs_no_place_G06() -> None:
         with pytest.raises(ReadTimeout):
             pool.request("GET", URL, extensions={"timeout": {"read": 0.001}})
         assert pool.stats() == PoolStats(0, 0, 0, 0, 0)
-    backend.answer = lambda stream, head, body: stream.feed(response(b""))  # type: ignore[method-assign,assignment]
+    backend.answer = lambda stream, head, body: stream.feed(response(b""))
     pool.request("GET", URL)
     pool.close()
     assert pool.stats() == PoolStats(0, 0, 0, 0, 0)
@@ -778,6 +806,6 @@ def test_a_backend_that_lacks_a_method_is_told_of() -> None:
 def test_a_closed_pool_is_told_of_by_its_name(backend: MemoryBackend) -> None:
     pool = ConnectionPool(network_backend=backend)
     pool.close()
-    with pytest.raises(PoolClosed, match="closed.*phase pool.*origin http://example.com:80"):
+    with pytest.raises(PoolClosed, match=r"closed.*phase pool.*origin http://example\.com:80"):
         pool.request("GET", URL)
     assert backend.calls == []

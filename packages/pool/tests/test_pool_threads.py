@@ -20,7 +20,18 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from lamina_interfaces import ConcurrencyError, LaminaError, PoolClosed, PoolTimeout, ReadError, RemoteProtocolError, current_deadline
+
+from lamina_interfaces import (
+    ConcurrencyError,
+    LaminaError,
+    PoolClosed,
+    PoolTimeout,
+    ReadError,
+    RemoteProtocolError,
+    _deadlines,
+    _runtimes,
+    current_deadline,
+)
 from lamina_pool import ConnectionPool, PoolStats, _blocking, _connection, _pool, _scheduler
 from pool_loopback import (
     MemoryBackend,
@@ -280,7 +291,9 @@ def stale_scenario(pool: ConnectionPool, tokens: Iterator[int]) -> None:
     check_token(pool, f"c{next(tokens)}")
 
 
-def check_recovery(backend: MemoryBackend, pool: ConnectionPool, tokens: Iterator[int], where: object) -> None:
+def check_recovery(
+    backend: MemoryBackend, pool: ConnectionPool, tokens: Iterator[int], where: object
+) -> None:
     """Every place comes back, nothing is open that the pool does not know, and answers are right."""
     gc.collect()
     stats = pool.stats()
@@ -296,7 +309,9 @@ def check_recovery(backend: MemoryBackend, pool: ConnectionPool, tokens: Iterato
     assert backend.live == pool.stats().connections, (where, backend.live, pool.stats())
 
 
-LINES_IN = tuple(module.__file__ for module in (_pool, _blocking, _connection, _scheduler))
+LINES_IN = tuple(
+    module.__file__ for module in (_pool, _blocking, _connection, _scheduler, _deadlines, _runtimes)
+)
 
 
 class Striker:
@@ -343,7 +358,7 @@ def leaves_with(frame: FrameType) -> bool:
 
 
 @pytest.mark.parametrize("stale", [False, True], ids=["plain", "stale"])
-@pytest.mark.parametrize("step", [5, pytest.param(1, marks=[pytest.mark.soak, pytest.mark.timeout(600)])])
+@pytest.mark.parametrize("step", [7, pytest.param(1, marks=[pytest.mark.soak, pytest.mark.timeout(600)])])
 def test_an_exception_at_any_line_mixes_nothing_up_and_loses_no_place_G07(step: int, stale: bool) -> None:
     tokens = itertools.count()
     lost = []
@@ -353,7 +368,9 @@ def test_an_exception_at_any_line_mixes_nothing_up_and_loses_no_place_G07(step: 
         # A request that is struck down before it began, a response before its caller had it.
         warnings.simplefilter("ignore", ResourceWarning)
         warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-        for strike_at in itertools.count(random.randint(1, step), step):
+        strike_at = random.randint(1, step) - step
+        while True:
+            strike_at += step
             backend = MemoryBackend()
             backend.keep_streams = False
             pool = ConnectionPool(network_backend=backend, max_connections=2)
@@ -453,7 +470,6 @@ def test_exceptions_in_some_threads_cost_the_others_nothing_G07() -> None:
     class Backend(MemoryBackend):
         def _open(self, timeout: float | None) -> MemoryStream:
             strike()
-            self.count(1)
             return Stream(self, 0)
 
     def strike() -> None:
@@ -480,9 +496,3 @@ def test_exceptions_in_some_threads_cost_the_others_nothing_G07() -> None:
         assert backend.live == stats.connections
     assert backend.peak <= 4
     assert next(struck) > 100
-
-
-def test_the_lock_is_free_after_every_strike_G07() -> None:
-    """The tracer itself strikes where no signal can, on the way out of a `with`: those lines are left out."""
-    source = linecache.getlines(_pool.__file__)
-    assert any(line.lstrip().startswith("with self._lock") for line in source)

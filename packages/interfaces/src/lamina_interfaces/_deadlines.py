@@ -90,10 +90,10 @@ class Deadline:
     __slots__ = ("expires_at", "limit", "opened_at", "outer")
 
     def __init__(self, seconds: float | None, now: float, outer: Deadline | None = None) -> None:
-        self.opened_at = now
-        self.limit = check_seconds(seconds)
-        self.expires_at = now + self.limit
-        self.outer = outer
+        self.opened_at: float = now
+        self.limit: float = check_seconds(seconds)
+        self.expires_at: float = now + self.limit
+        self.outer: Deadline | None = outer
 
     def remaining(self, now: float) -> float:
         """Seconds until this deadline, outer ones left aside; 0.0 once it has passed, `inf` without limit."""

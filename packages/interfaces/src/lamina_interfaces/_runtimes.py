@@ -141,7 +141,7 @@ class ThreadRuntime:
     """The primitives of blocking code. Their `async` methods block the calling thread and never suspend."""
 
     name: RuntimeName = "threads"
-    now = staticmethod(time.monotonic)
+    now: Callable[[], float] = staticmethod(time.monotonic)
 
     def create_event(self) -> ThreadEvent:
         """A new event for one waiting thread."""

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 BytesLike: TypeAlias = "bytes | bytearray | memoryview"
 """What `write` takes."""
 
-SocketOption: TypeAlias = "tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]"
+SocketOption: TypeAlias = (
+    "tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]"
+)
 """The arguments of one `socket.setsockopt` call: level, name, value (and length, where the value is `None`)."""
 
 SocketAddress: TypeAlias = "tuple[Any, ...] | str | bytes"

@@ -81,7 +81,7 @@ class BlockingStream:
     def close_now(self) -> None:
         try:
             self.public.close()
-        except Exception:  # noqa: BLE001 - a stream of somebody else's, that breaks its contract: it is gone all the same
+        except Exception:  # noqa: BLE001 - a custom stream that breaks its contract; nothing more can be done for it
             pass
 
     def abort(self) -> None:
@@ -228,7 +228,9 @@ class SwitchedStream(NetworkStream):
         """
         if self._leading:
             self.close()
-            raise ReadError("the peer sent bytes before the TLS handshake, which cannot be trusted", phase="tls")
+            raise ReadError(
+                "the peer sent bytes before the TLS handshake, which cannot be trusted", phase="tls"
+            )
         self._stream = self._stream.start_tls(ssl_context, server_hostname=server_hostname, timeout=timeout)
         return self
 
@@ -302,14 +304,18 @@ class ConnectionPool:
         if http2 or not http1:
             raise UnsupportedProtocol("HTTP/2 is not supported by this version of lamina-pool")
         if uds is not None and local_address is not None:
-            raise ArgumentValueError("uds and local_address exclude each other: a unix socket has no IP address")
+            raise ArgumentValueError(
+                "uds and local_address exclude each other: a unix socket has no IP address"
+            )
         if isinstance(network_backend, NetworkBackendInterface):
             network_backend = backend_from_interface(network_backend)
         if not 0.0 <= age_jitter <= 1.0:
             raise ArgumentValueError(f"age_jitter must be from 0 to 1, got {age_jitter!r}")
         limits = Limits(
             max_connections=_count(max_connections, "max_connections", least=1),
-            max_connections_per_origin=_count(max_connections_per_origin, "max_connections_per_origin", least=1),
+            max_connections_per_origin=_count(
+                max_connections_per_origin, "max_connections_per_origin", least=1
+            ),
             max_idle=_count(max_keepalive_connections, "max_keepalive_connections", least=0),
             idle_seconds=check_seconds(keepalive_expiry, "keepalive_expiry"),
             max_age=check_seconds(max_connection_age, "max_connection_age"),

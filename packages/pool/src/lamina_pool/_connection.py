@@ -77,8 +77,10 @@ class StaleConnectionError(Exception):
         self.bytes_sent = bytes_sent
 
 
-class _NotIdleError(Exception):
+class _NotIdleError(RemoteProtocolError):
     """A connection that was to be used again has something to read, before anything was sent."""
+
+    default_message = "the server had closed the idle connection, or sent bytes unasked"
 
 
 class HTTP11Connection:
@@ -140,25 +142,18 @@ class HTTP11Connection:
                 return await self._exchange_traced(trace, request, head, framing, body, timeouts)
             answer = await self._send(head, framing, body, timeouts)
             return await self._receive_head(timeouts.read) if answer is None else answer
+        except _NotIdleError as error:
+            if body.has_begun:
+                body.put_back(self._first_piece)
+            raise StaleConnectionError(RemoteProtocolError(error.message, phase="write"), 0) from None
         except (ReadError, WriteError, RemoteProtocolError) as error:
             if not self._is_reused or session.has_answer_begun:
                 raise
             raise StaleConnectionError(self._explain_stale(error), self.bytes_offered) from error
-        except _NotIdleError:
-            if body.has_begun:
-                body.put_back(self._first_piece)
-            raise StaleConnectionError(
-                RemoteProtocolError("the server had closed the idle connection, or sent bytes unasked"), 0
-            ) from None
 
     @property
     def _is_reused(self) -> bool:
         return self._session.exchanges > 1
-
-    def _look_before_first_byte(self) -> None:
-        """Bytes that are here before our first one goes out cannot be the answer to it."""
-        if self._is_reused and self.stream.get_extra_info("is_readable"):
-            raise _NotIdleError
 
     async def _exchange_traced(
         self,
@@ -243,30 +238,39 @@ class HTTP11Connection:
         return self._early is not None and self._early.status >= 300
 
     async def _write(self, buffer: BytesLike, timeout: float | None) -> None:
-        if not self.bytes_offered:
-            self._look_before_first_byte()
-        self.bytes_offered += len(buffer)
-        await self.stream.write(buffer, timeout)
-        self.bytes_sent += len(buffer)
+        if self._is_reused and not self.bytes_offered:
+            buffer = bytes(await self._write_some(memoryview(buffer), timeout))
+        if buffer:
+            self.bytes_offered += len(buffer)
+            await self.stream.write(buffer, timeout)
+            self.bytes_sent += len(buffer)
 
     async def _write_until_refused(self, buffer: BytesLike, timeouts: Timeouts) -> None:
         """Write all of it. If the peer speaks up first, hear it, and go on unless it refuses."""
         rest = memoryview(buffer)
         while rest and self._early is None:
-            if not self.bytes_offered:
-                self._look_before_first_byte()
-            before = self.bytes_offered
-            self.bytes_offered += len(rest)
-            sent = await self.stream.write_until_readable(rest, timeouts.write)
-            self.bytes_offered = before + sent
-            self.bytes_sent += sent
-            rest = rest[sent:]
+            rest = await self._write_some(rest, timeouts.write)
             if rest:
-                if not self.bytes_sent and self._is_reused:
-                    raise _NotIdleError
                 await self._hear(timeouts.read)
         if rest and not self._is_refused:
-            await self._write(rest, timeouts.write)
+            await self._write(bytes(rest), timeouts.write)
+
+    async def _write_some(self, buffer: memoryview, timeout: float | None) -> memoryview:
+        """Write until something can be read; returns what is left of the buffer.
+
+        Bytes that can be read before our first one goes out cannot be the answer to it.
+        """
+        is_first = self._is_reused and not self.bytes_offered
+        if is_first and self.stream.get_extra_info("is_readable"):
+            raise _NotIdleError
+        before = self.bytes_offered
+        self.bytes_offered += len(buffer)
+        sent = await self.stream.write_until_readable(buffer, timeout)
+        self.bytes_offered = before + sent
+        self.bytes_sent += sent
+        if is_first and not sent:
+            raise _NotIdleError
+        return buffer[sent:]
 
     async def _hear(self, timeout: float | None) -> None:
         """Take what has come while we were sending, and keep the final response, if it is that."""
@@ -284,12 +288,11 @@ class HTTP11Connection:
     async def _answer_despite(self, error: WriteError | WriteTimeout, timeout: float | None) -> ResponseHead:
         """Sending failed. If the server had answered before, that is what counts."""
         self._has_write_failed = True
-        # What is here although nothing was sent is no answer, but where the connection is new and carries nobody
-        # else's.
-        if self._is_reused and not self.bytes_sent:
-            raise error
-        if isinstance(error, WriteTimeout) and not self.stream.get_extra_info("is_readable"):
-            raise error
+        if isinstance(error, WriteTimeout):
+            if not self.stream.get_extra_info("is_readable"):
+                raise error
+        elif self._is_reused and not self.bytes_sent:
+            raise error  # perhaps nothing was sent; what is here would then be the answer to nothing
         limit = Limit(_smaller(timeout, LATE_ANSWER_SECONDS), self._runtime.now, "read")
         try:
             return await self._receive_head_within(limit)
@@ -299,13 +302,16 @@ class HTTP11Connection:
     async def _await_continue(self, timeout: float | None) -> ResponseHead | None:
         """Hold the body back until the server asks for it, answers without it, or takes too long."""
         limit = Limit(_smaller(timeout, EXPECT_CONTINUE_SECONDS), self._runtime.now, "read")
+        is_wanted = False
         while True:
             event = self._session.next_event()
             if isinstance(event, ResponseHead):
                 return event
-            if isinstance(event, InterimResponse) and event.status == 100:
+            if isinstance(event, InterimResponse):
+                is_wanted |= event.status == 100
+            elif is_wanted:
                 return None
-            if event is None:
+            elif event is None:
                 try:
                     await self._fill(limit.remaining())
                 except ReadTimeout:
@@ -429,9 +435,7 @@ class HTTP11Connection:
 
     def start_next(self) -> bool:
         """Make ready for another request. Returns whether that is possible; if not, it is to be closed."""
-        if self._is_aborted or self._has_write_failed or self._failure is not None:
-            return False
-        if self._session.obstacle_to_reuse() is not None:
+        if self._is_aborted or self._has_write_failed or self._session.obstacle_to_reuse() is not None:
             return False
         self._session.start_next()
         return True

@@ -134,6 +134,7 @@ class HTTP11Session:
         self._is_framing_ambiguous = False
         self._is_delimited_by_close = False
         self._is_chunked = False
+        self._is_head_next = True
         self._body_left: int | None = None
         self._keep_alive_timeout: int | None = None
 
@@ -195,6 +196,9 @@ class HTTP11Session:
                 if not _PREFIX.startswith(self._prefix):
                     self._has_failed = True
                     raise RemoteProtocolError(_describe_foreign_bytes(data), phase="read")
+            if len(data) <= SLICE_BYTES and not self._unfed:
+                self._h11.receive_data(data)
+                return
             self._unfed = memoryview(bytes(self._unfed) + data if self._unfed else data)
         else:
             self._has_peer_ended = True
@@ -208,8 +212,7 @@ class HTTP11Session:
     def _feed(self) -> bool:
         """Let h11 have more of what has come. Returns whether there was any."""
         if self._unfed:
-            is_plain = self._h11.their_state is h11.SEND_BODY and not self._is_chunked
-            size = len(self._unfed) if is_plain else SLICE_BYTES
+            size = SLICE_BYTES if self._is_head_next or self._is_chunked else len(self._unfed)
             # h11's types say `bytes`; it only appends them to a bytearray.
             self._h11.receive_data(self._unfed[:size])  # type: ignore[arg-type]
             self._unfed = self._unfed[size:]
@@ -227,6 +230,8 @@ class HTTP11Session:
             RemoteProtocolError: the peer broke the protocol, or one of the limits above. After that there is
                 no more to come.
         """
+        if not self.has_answer_begun:
+            return None
         try:
             return self._next_event()
         except RemoteProtocolError:
@@ -234,8 +239,7 @@ class HTTP11Session:
             raise
 
     def _next_event(self) -> Event | None:
-        event = self._parse()
-        while event is h11.NEED_DATA:
+        while (event := self._parse()) is h11.NEED_DATA:
             if self._is_chunked and len(self._h11.trailing_data[0]) > MAX_CHUNK_OVERHEAD:
                 raise RemoteProtocolError(
                     f"a chunk's header or the trailer section is larger than {MAX_CHUNK_OVERHEAD} bytes",
@@ -243,7 +247,6 @@ class HTTP11Session:
                 )
             if not self._feed():
                 return None
-            event = self._parse()
         if isinstance(event, h11.Data):
             if self._body_left is not None:
                 self._body_left -= len(event.data)
@@ -259,18 +262,19 @@ class HTTP11Session:
         raise RemoteProtocolError(_CUT_OFF, phase="read")
 
     def _parse(self) -> Any:
-        is_head = self._h11.their_state in (h11.IDLE, h11.SEND_RESPONSE)
-        if is_head:
+        if self._is_head_next:
             self._look_through_head()
         try:
             return self._h11.next_event()
         except h11.RemoteProtocolError as error:
-            if is_head and self._is_end_fed:
+            if self._is_head_next and self._is_end_fed:
                 raise RemoteProtocolError(_CUT_OFF, phase="read") from error
             raise RemoteProtocolError(_shortened(str(error)), phase="read") from error
 
     def _look_through_head(self) -> None:
         held = self._h11.trailing_data[0]
+        if len(held) <= MAX_BLANKS:
+            return
         end = _HEAD_END.search(held)
         if end is None:
             return
@@ -287,6 +291,7 @@ class HTTP11Session:
         headers = _checked_fields(event.headers.raw_items(), "head")
         _check_version(event.http_version)
         if event.status_code == 101:
+            self._is_head_next = False
             return ResponseHead(b"HTTP/" + event.http_version, 101, bytes(event.reason), headers, True)
         self._interim_responses += 1
         self._interim_bytes += sum(len(name) + len(value) for name, value in headers)
@@ -300,6 +305,7 @@ class HTTP11Session:
     def _final(self, event: h11.Response) -> ResponseHead:
         headers = _checked_fields(event.headers.raw_items(), "head")
         _check_version(event.http_version)
+        self._is_head_next = False
         self.is_answered_early = self._h11.our_state is h11.SEND_BODY
         self._judge_framing(event)
         switches = self._h11.their_state is h11.SWITCHED_PROTOCOL

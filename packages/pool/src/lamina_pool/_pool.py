@@ -261,7 +261,7 @@ class Pool:
     def _settle(self) -> None:
         """Carry out what there is to do, until there is nothing."""
         if self._is_torn or self._is_doubtful:
-            self._step(tuple)  # an event without consequences, but for what is to be made good
+            self._step(_no_event)  # for what is to be made good
         try:
             while self._todo or self._abandoned:
                 self._reclaim()
@@ -375,7 +375,9 @@ class Pool:
         finally:
             await body.aclose()
 
-    async def _acquire(self, claim: Claim, request: Request, timeouts: Timeouts, limit: Limit) -> HTTP11Connection:
+    async def _acquire(
+        self, claim: Claim, request: Request, timeouts: Timeouts, limit: Limit
+    ) -> HTTP11Connection:
         if limit.is_ambient:
             Limit(None, self._now, "pool").check()  # a pool timeout of 0 still takes what needs no waiting
         self._reclaim()
@@ -404,7 +406,9 @@ class Pool:
         self._settle()
         return await self._granted(claim, request, timeouts, limit)
 
-    async def _granted(self, claim: Claim, request: Request, timeouts: Timeouts, limit: Limit) -> HTTP11Connection:
+    async def _granted(
+        self, claim: Claim, request: Request, timeouts: Timeouts, limit: Limit
+    ) -> HTTP11Connection:
         """Wait for the scheduler's answer, and do what it says."""
         waiter = claim.waiter
         if waiter.state is WaiterState.PARKED:
@@ -473,7 +477,9 @@ class Pool:
             close_deadline(inner)
         self._dials.pop(dial, None)
 
-    async def _dial_with_retries(self, dial: _Dial, claim: Claim, request: Request, timeouts: Timeouts) -> None:
+    async def _dial_with_retries(
+        self, dial: _Dial, claim: Claim, request: Request, timeouts: Timeouts
+    ) -> None:
         trace = Tracer.of(request, "connection")
         try:
             dial.deadline = open_deadline(None, self._now())
@@ -518,7 +524,9 @@ class Pool:
             dial.abort()
             raise
 
-    async def _connect_transport(self, dial: _Dial, origin: Origin, limit: Limit, trace: Tracer | None) -> None:
+    async def _connect_transport(
+        self, dial: _Dial, origin: Origin, limit: Limit, trace: Tracer | None
+    ) -> None:
         options = self._options
         remaining = limit.remaining()
         info: dict[str, Any]
@@ -553,10 +561,11 @@ class Pool:
             info: dict[str, Any] = {"ssl_context": context, "server_hostname": hostname, "timeout": remaining}
             stream = await trace.around("start_tls", info, dial.advance, stream.start_tls, *info.values())
         ssl_object = stream.get_extra_info("ssl_object")
-        if ssl_object is not None and ssl_object.selected_alpn_protocol() not in (None, "http/1.1", "http/1.0"):
+        protocol = None if ssl_object is None else ssl_object.selected_alpn_protocol()
+        if protocol not in (None, "http/1.1", "http/1.0"):
             raise ConnectError(
-                f"the server chose the protocol {ssl_object.selected_alpn_protocol()!r}, which the ssl_context "
-                "offers and this pool does not speak",
+                f"the server chose the protocol {protocol!r}, which the ssl_context offers and this pool does not "
+                "speak",
                 phase="tls",
             )
 
@@ -782,7 +791,8 @@ class ResponseBody:
             self._pool._abandon(self._claim)
             age = self._pool._now() - self._opened_at
             url = self._request.url
-            path = url.target.partition(b"?")[0].decode("latin-1")  # a query may hold secrets, a log is no place
+            # Without the query, which may hold secrets.
+            path = url.target.partition(b"?")[0].decode("latin-1")
             warnings.warn(
                 f"the response to {self._request.method.decode('ascii')} {url.origin}{path} was never read "
                 f"to its end or closed; it came {age:.1f} s ago",
@@ -790,6 +800,10 @@ class ResponseBody:
                 source=self,
                 stacklevel=2,
             )
+
+
+def _no_event() -> Sequence[Action]:
+    return ()
 
 
 async def _nothing() -> None:
