@@ -526,7 +526,7 @@ def test_a_full_pool_is_waited_for_until_the_pool_timeout(backend: MemoryBackend
         assert isinstance(error, TimeoutError)
         assert (error.phase, error.origin, error.limit) == ("pool", "http://example.com:80", 0.05)
         assert error.elapsed is not None
-        assert "1 connections active, 0 connecting, 0 idle, 1 requests queued" in str(error)
+        assert "connections: 1 active, 0 connecting, 0 idle; requests queued: 1" in str(error)
         assert str(pickle.loads(pickle.dumps(error))) == str(error)
         assert pool.request("GET", URL).status == 200
         assert pool.stats() == PoolStats(1, 0, 1, 0, 0)

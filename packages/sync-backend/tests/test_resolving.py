@@ -282,25 +282,38 @@ def test_what_is_no_resolver_is_refused() -> None:
 # --- the system's resolver ---------------------------------------------------------------------------------
 
 
-def test_localhost_is_found_by_every_family_that_it_has(backend: SyncBackend) -> None:
-    families = {family for family, *_ in socket.getaddrinfo("localhost", 80, type=socket.SOCK_STREAM)}
-    assert families
-    for family in families:
-        with Peer(quiet, family=family) as peer:
-            backend.connect_tcp("localhost", peer.port, timeout=5).close()
+@pytest.mark.parametrize("host", ["localhost", "LocalHost.", "app.localhost"])
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_localhost_is_this_machine_and_nobody_is_asked_for_it(
+    family: socket.AddressFamily, host: str, backend: SyncBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RFC 6761, section 6.3. A hosts file that lacks one family would let the question out."""
+    asked: list[Any] = []
+    real = socket.getaddrinfo
+
+    def getaddrinfo(host: Any, *rest: Any, **flags: Any) -> Any:
+        # The socket's own look at an address that is one already goes through here too.
+        if host not in ("127.0.0.1", "::1"):
+            asked.append(host)
+        return real(host, *rest, **flags)
+
+    with Peer(quiet, family=family) as peer:
+        monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+        backend.connect_tcp(host, peer.port, timeout=5).close()
+    assert not asked
 
 
 @pytest.mark.skipif(not socket.has_ipv6, reason="needs IPv6 on loopback")
 def test_a_family_of_which_this_machine_has_only_loopback_is_not_left_out(
     backend: SyncBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """AI_ADDRCONFIG would leave it out, and so break "localhost" on a machine without a network."""
+    """AI_ADDRCONFIG would leave it out, and so break names of this machine where there is no network."""
     with Peer(quiet, family=socket.AF_INET6) as peer:
 
         def getaddrinfo(
             host: bytes, port: int, family: int, kind: int, proto: int = 0, flags: int = 0
         ) -> Any:
-            assert host == b"localhost"
+            assert host == b"this-machine.example"
             assert not flags & socket.AI_ADDRCONFIG
             if family == socket.AF_INET:
                 raise NXDOMAIN
@@ -313,7 +326,7 @@ def test_a_family_of_which_this_machine_has_only_loopback_is_not_left_out(
             return real(host, *rest, **flags) if host == "::1" else getaddrinfo(host, *rest, **flags)
 
         monkeypatch.setattr(socket, "getaddrinfo", patched)
-        backend.connect_tcp("localhost", peer.port, timeout=5).close()
+        backend.connect_tcp("this-machine.example", peer.port, timeout=5).close()
 
 
 def test_an_unknown_name_is_a_connect_error(backend: SyncBackend, monkeypatch: pytest.MonkeyPatch) -> None:

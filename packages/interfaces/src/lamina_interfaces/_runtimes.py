@@ -141,7 +141,11 @@ class ThreadRuntime:
     """The primitives of blocking code. Their `async` methods block the calling thread and never suspend."""
 
     name: RuntimeName = "threads"
-    now: Callable[[], float] = staticmethod(time.monotonic)
+
+    @staticmethod
+    def now() -> float:
+        """`time.monotonic`."""
+        return time.monotonic()
 
     def create_event(self) -> ThreadEvent:
         """A new event for one waiting thread."""

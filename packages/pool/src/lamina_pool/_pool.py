@@ -48,6 +48,7 @@ from ._models import Response, ResponseStateError
 from ._scheduler import Close, Scheduler, SlotState, Waiter, WaiterState
 from ._ssl import shared_ssl_context
 from ._trace import Tracer
+from ._urls import server_name
 
 if TYPE_CHECKING:
     import ssl
@@ -185,10 +186,11 @@ class Claim:
 class _Dial:
     """A connection in the making, so that closing the pool can end it."""
 
-    __slots__ = ("deadline", "stream")
+    __slots__ = ("deadline", "ssl_context", "stream")
 
     def __init__(self) -> None:
         self.deadline: Deadline | None = None
+        self.ssl_context: ssl.SSLContext | None = None
         self.stream: Stream | None = None
 
     def end(self, now: float) -> None:
@@ -201,10 +203,10 @@ class _Dial:
         if self.stream is not None:
             self.stream.abort()
 
-    async def advance(self, step: Callable[..., Awaitable[Stream]], *arguments: Any) -> Stream:
-        """Keep what a step makes before anybody is told of it, who might raise."""
+    async def advance(self, step: Callable[..., Awaitable[Stream]], *arguments: Any) -> Any:
+        """Keep what a step makes before anybody is told of it, who might raise. Returns what is to be told."""
         self.stream = await step(*arguments)
-        return self.stream
+        return self.stream.public
 
 
 class Pool:
@@ -486,6 +488,9 @@ class Pool:
             self._dials[dial] = None
             if self._scheduler.is_closed:
                 raise PoolClosed(phase="connect")
+            if request.url.scheme in (b"https", b"wss"):
+                # The first default context of the process takes a while to build: not at the cost of the time-out.
+                dial.ssl_context = self._options.ssl_context or shared_ssl_context(("http/1.1",))
             for delay in _backoff(self._options.retries):
                 try:
                     await self._connect(dial, request, timeouts.connect, trace)
@@ -514,12 +519,11 @@ class Pool:
     ) -> None:
         """One attempt: all of it, TLS included, within `timeout` seconds."""
         limit = Limit(timeout, self._now, "connect")
-        url = request.url
         dial.stream = None
         try:
-            await self._connect_transport(dial, url.origin, limit, trace)
-            if url.scheme in (b"https", b"wss"):
-                await self._start_tls(dial, request, limit, trace)
+            await self._connect_transport(dial, request.url.origin, limit, trace)
+            if dial.ssl_context is not None:
+                await self._start_tls(dial, dial.ssl_context, request, limit, trace)
         except BaseException:
             dial.abort()
             raise
@@ -544,22 +548,24 @@ class Pool:
             }
             name, connect = "connect_tcp", self._world.connect_tcp
         if trace is None:
-            dial.stream = await connect(*info.values())
+            await dial.advance(connect, *info.values())
         else:
             await trace.around(name, info, dial.advance, connect, *info.values())
 
-    async def _start_tls(self, dial: _Dial, request: Request, limit: Limit, trace: Tracer | None) -> None:
+    async def _start_tls(
+        self, dial: _Dial, context: ssl.SSLContext, request: Request, limit: Limit, trace: Tracer | None
+    ) -> None:
         stream: Stream = dial.stream  # type: ignore[assignment] # connected
-        context = self._options.ssl_context or shared_ssl_context(("http/1.1",))
-        hostname = request.extensions.get("sni_hostname") or request.url.host.decode("ascii")
+        hostname = request.extensions.get("sni_hostname") or server_name(request.url.host)
         limit.phase = "tls"
         limit.check()
         remaining = limit.remaining()
         if trace is None:
-            dial.stream = stream = await stream.start_tls(context, hostname, remaining)
+            await dial.advance(stream.start_tls, context, hostname, remaining)
         else:
             info: dict[str, Any] = {"ssl_context": context, "server_hostname": hostname, "timeout": remaining}
-            stream = await trace.around("start_tls", info, dial.advance, stream.start_tls, *info.values())
+            await trace.around("start_tls", info, dial.advance, stream.start_tls, *info.values())
+        stream = dial.stream  # type: ignore[assignment] # as before, inside of TLS
         ssl_object = stream.get_extra_info("ssl_object")
         protocol = None if ssl_object is None else ssl_object.selected_alpn_protocol()
         if protocol not in (None, "http/1.1", "http/1.0"):
@@ -606,8 +612,8 @@ class Pool:
     def _describe_counts(self) -> str:
         stats = self.stats()
         return (
-            f"{stats.active} connections active, {stats.connecting} connecting, {stats.idle} idle, "
-            f"{stats.queued} requests queued"
+            f"connections: {stats.active} active, {stats.connecting} connecting, {stats.idle} idle; "
+            f"requests queued: {stats.queued}"
         )
 
     def _forget_inherited(self) -> None:
@@ -731,6 +737,7 @@ class ResponseBody:
             data = await self._receive()
         except BaseException as error:
             await trace.failed("receive_response_body", error)
+            await trace.around("response_closed", {}, _nothing)
             raise
         if not self._is_open:
             await trace.complete("receive_response_body")

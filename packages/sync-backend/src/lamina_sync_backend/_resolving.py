@@ -40,12 +40,20 @@ two rounds, five seconds each)."""
 
 
 class SystemResolver(Resolver):
-    """The system's own: hosts file, DNS and whatever else it is set up to ask."""
+    """The system's own: hosts file, DNS and whatever else it is set up to ask.
+
+    Except for `localhost` and the names below it, which mean this machine and are asked of nobody (RFC 6761,
+    section 6.3): a hosts file that lacks one family would have the question go out to a name server.
+    """
 
     def resolve(self, host: str, port: int, family: int) -> Sequence[ResolvedAddress]:
         """Ask `getaddrinfo`. See `Resolver.resolve`."""
+        name = host.lower().removesuffix(".")
+        if name == "localhost" or name.endswith(".localhost"):
+            loopback = ("::1", port, 0, 0) if family == socket.AF_INET6 else ("127.0.0.1", port)
+            return [ResolvedAddress(family, loopback)]
         # Without AI_ADDRCONFIG: it leaves out a family of which this machine has only the loopback address, and
-        # so breaks "localhost" on a machine without a network. An address that cannot be reached fails at once.
+        # so breaks a name of this machine where there is no network. An address that cannot be reached fails at once.
         # As bytes, because for a str the socket module would load its IDNA tables, even for ASCII.
         found = socket.getaddrinfo(check_host(host).encode("ascii"), port, family, socket.SOCK_STREAM)
         return [ResolvedAddress(family, sockaddr) for family, _, _, _, sockaddr in found]
