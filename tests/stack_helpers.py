@@ -39,11 +39,13 @@ class Certificates(NamedTuple):
     Attributes:
         client: a context that trusts the CA.
         server: a context that shows the certificate, for `localhost` and 127.0.0.1.
-        certificate, key: the same as files.
+        authority: the CA's own certificate, as a file.
+        certificate, key: the server's, as files.
     """
 
     client: ssl.SSLContext
     server: ssl.SSLContext
+    authority: Path
     certificate: Path
     key: Path
 
@@ -53,7 +55,8 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     folder = tmp_path_factory.mktemp("certificates")
     ca = trustme.CA()
     issued = ca.issue_cert("localhost", "127.0.0.1", "::1")
-    certificate, key = folder / "server.pem", folder / "server.key"
+    authority, certificate, key = folder / "ca.pem", folder / "server.pem", folder / "server.key"
+    ca.cert_pem.write_to_path(authority)
     for blob in issued.cert_chain_pems:
         blob.write_to_path(certificate, append=True)
     issued.private_key_pem.write_to_path(key)
@@ -62,7 +65,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     ca.configure_trust(client)
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     issued.configure_cert(server)
-    return Certificates(client, server, certificate, key)
+    return Certificates(client, server, authority, certificate, key)
 
 
 @pytest.fixture

@@ -1,0 +1,58 @@
+"""The command `lamina`, as a person runs it, against nginx."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from stack_helpers import Certificates, Nginx
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+    # The environment of some machines names certificates that are to be trusted besides.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SSL_CERT_")}
+    return subprocess.run(
+        [sys.executable, "-m", "lamina", *arguments],
+        capture_output=True,
+        timeout=30,
+        env=environment,
+        check=False,
+    )
+
+
+def test_a_page_over_tls(nginx: Nginx, certificates: Certificates) -> None:
+    done = run("--cacert", str(certificates.authority), f"{nginx.https}/hello")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"hello\n", b"")
+
+
+def test_the_whole_story_of_a_request(nginx: Nginx, certificates: Certificates) -> None:
+    done = run("-v", "--cacert", str(certificates.authority), f"{nginx.https}/hello")
+    told = done.stderr.decode()
+    assert (done.returncode, done.stdout) == (0, b"hello\n")
+    for part in ("GET /hello", "200", "nginx", "TLSv1.", "TCP", "TLS", "wait", "body", "total"):
+        assert part in told
+
+
+def test_a_certificate_that_is_not_trusted(nginx: Nginx) -> None:
+    done = run(f"{nginx.https}/hello")
+    assert (done.returncode, done.stdout) == (5, b"")
+    assert b"--cacert" in done.stderr
+
+
+def test_a_download_into_a_file(nginx: Nginx, certificates: Certificates, tmp_path: Path) -> None:
+    content = os.urandom(3_000_000)
+    (nginx.root / "download").write_bytes(content)
+    target = tmp_path / "here"
+    done = run("--cacert", str(certificates.authority), "-o", str(target), f"{nginx.https}/download")
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert target.read_bytes() == content
+
+
+def test_a_page_over_a_unix_socket(nginx: Nginx) -> None:
+    done = run("--uds", nginx.uds, "http://any.example/hello")
+    assert (done.returncode, done.stdout) == (0, b"hello\n")
