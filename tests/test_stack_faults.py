@@ -387,7 +387,7 @@ def test_closing_ends_every_wait_within_a_second_I02(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Threads in a read, in a body, in a handshake, in a connect that nobody answers, in DNS, in a retry's pause."""
-    monkeypatch.setattr("lamina_pool._pool.BACKOFF_SECONDS", 10.0)
+    monkeypatch.setattr("lamina_pool._dialling.BACKOFF_SECONDS", 10.0)
     arrived = threading.Semaphore(0)
 
     def behave(sock: socket.socket) -> None:

@@ -452,15 +452,15 @@ class VirtualRuntime(ThreadRuntime):
     """The threads' primitives, with the time of a `Clock`. Only its clock is virtual: events really block."""
 
     def __init__(self, clock: Clock) -> None:
-        self.now = clock.now
+        self.now = clock.now  # type: ignore[method-assign] # the one thing that is virtual
 
 
 def use_clock(pool: ConnectionPool, clock: Clock) -> None:
     """Let a new pool live in virtual time."""
     inner = pool._pool
     runtime = VirtualRuntime(clock)
-    inner._runtime = runtime
-    inner._now = clock.now
+    inner._runtime = inner._dialler._runtime = runtime
+    inner._now = inner._dialler._now = clock.now
     inner._world.runtime = runtime  # type: ignore[misc] # the protocol has it for reading only
 
 

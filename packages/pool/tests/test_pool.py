@@ -505,7 +505,7 @@ class Clock:
 
     def pool(self, **arguments: Any) -> ConnectionPool:
         pool = ConnectionPool(**arguments)
-        pool._pool._now = lambda: self.now
+        pool._pool._now = pool._pool._dialler._now = lambda: self.now
         return pool
 
 

@@ -620,7 +620,7 @@ def test_collecting_garbage_inside_the_lock_does_no_harm_G08() -> None:
 class Clock:
     def __init__(self, pool: ConnectionPool) -> None:
         self.now = 1000.0
-        pool._pool._now = lambda: self.now
+        pool._pool._now = pool._pool._dialler._now = lambda: self.now
 
 
 @pytest.mark.parametrize(("idle", "reused"), [(4.999, True), (5.0, False), (5.001, False), (3600.0, False)])
@@ -786,7 +786,9 @@ def check_flat(count: int, warm_up: int) -> None:
         assert resident_bytes() - resident < 2 * 1024 * 1024
         core = pool._pool
         assert (len(core._scheduler._origins), len(core._scheduler._waiters)) == (1, 0)
-        assert [len(each) for each in (core._todo, core._abandoned, core._sleepers, core._dials)] == [
+        assert [
+            len(each) for each in (core._todo, core._abandoned, core._sleepers, core._dialler._dials)
+        ] == [
             0,
             0,
             0,

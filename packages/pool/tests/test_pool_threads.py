@@ -32,7 +32,16 @@ from lamina_interfaces import (
     _runtimes,
     current_deadline,
 )
-from lamina_pool import ConnectionPool, PoolStats, _blocking, _connection, _pool, _scheduler
+from lamina_pool import (
+    ConnectionPool,
+    PoolStats,
+    _blocking,
+    _body,
+    _connection,
+    _dialling,
+    _pool,
+    _scheduler,
+)
 from pool_loopback import (
     MemoryBackend,
     MemoryStream,
@@ -310,7 +319,8 @@ def check_recovery(
 
 
 LINES_IN = tuple(
-    module.__file__ for module in (_pool, _blocking, _connection, _scheduler, _deadlines, _runtimes)
+    module.__file__
+    for module in (_pool, _body, _dialling, _blocking, _connection, _scheduler, _deadlines, _runtimes)
 )
 
 

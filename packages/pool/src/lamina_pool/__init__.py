@@ -1,10 +1,11 @@
 """A connection pool for HTTP/1.1, over any network backend that fulfils lamina's interfaces.
 
 - `_blocking`: the public pool, and the world in which the shared text blocks.
-- `_pool`, `_connection`: the shared text, written once as `async def`; `_io` says what it needs.
+- `_pool`, `_dialling`, `_connection`, `_body`: the shared text, written once as `async def`; `_io` says what it needs.
 - `_scheduler`: who gets which connection. `_http11`: what an HTTP/1.1 connection may do next. Both are pure.
 - `_models`, `_urls`: requests, responses, URLs. `_checks`: what is refused before a byte is sent.
-- `_ssl`: the default TLS settings. `_trace`: what is told while a request is under way.
+- `_ssl`: the default TLS settings. `_trace`: what is told while a request is under way. `_stats`: what a pool tells
+  about itself.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from ._models import Proxy as Proxy
 from ._models import Request as Request
 from ._models import Response as Response
 from ._models import ResponseStateError as ResponseStateError
-from ._pool import PooledConnection as PooledConnection
-from ._pool import PoolStats as PoolStats
 from ._ssl import default_ssl_context as default_ssl_context
+from ._stats import PooledConnection as PooledConnection
+from ._stats import PoolStats as PoolStats
 from ._urls import URL as URL
 from ._urls import Origin as Origin
 from ._version import __version__ as __version__

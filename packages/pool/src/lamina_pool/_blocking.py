@@ -20,7 +20,8 @@ from lamina_interfaces import (
 )
 
 from ._checks import build_request
-from ._pool import DialOptions, Pool
+from ._dialling import DialOptions
+from ._pool import Pool
 from ._scheduler import Limits
 
 if TYPE_CHECKING:
@@ -31,8 +32,9 @@ if TYPE_CHECKING:
 
     from lamina_interfaces import BytesLike, NetworkBackend, SocketOption, ThreadRuntime
 
+    from ._body import ResponseBody
     from ._models import ContentTypes, Extensions, HeaderTypes, Proxy, Request, Response
-    from ._pool import PooledConnection, PoolStats, ResponseBody
+    from ._stats import PooledConnection, PoolStats
     from ._urls import URL
 
 T = TypeVar("T")

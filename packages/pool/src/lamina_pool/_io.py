@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from lamina_interfaces import BytesLike, Runtime, SocketOption
 
-    from ._pool import ResponseBody
+    from ._body import ResponseBody
 
 
 class Stream(Protocol):

@@ -19,7 +19,6 @@ How nothing is lost:
 
 from __future__ import annotations
 
-import _thread
 import os
 import random
 import warnings
@@ -29,42 +28,30 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lamina_interfaces import (
     GLANCE_SECONDS,
-    ConcurrencyError,
-    ConnectError,
-    ConnectTimeout,
-    Deadline,
-    DeadlineExceeded,
     LaminaError,
     Limit,
     PoolClosed,
-    close_deadline,
-    current_deadline,
-    open_deadline,
 )
 
+from ._body import ResponseBody
 from ._checks import Timeouts, check_request
-from ._connection import HTTP11Connection, StaleConnectionError
-from ._models import Response, ResponseStateError
+from ._connection import StaleConnectionError
+from ._dialling import Dialler
+from ._models import Response
 from ._scheduler import Close, Scheduler, SlotState, Waiter, WaiterState
-from ._ssl import shared_ssl_context
-from ._trace import Tracer
-from ._urls import server_name
+from ._stats import PooledConnection, PoolStats, snapshot
 
 if TYPE_CHECKING:
-    import ssl
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
-
-    from lamina_interfaces import SocketOption
+    from collections.abc import Callable, Sequence
 
     from ._checks import RequestFraming
-    from ._http11 import Headers, ResponseHead
-    from ._io import Stream, World
+    from ._connection import HTTP11Connection
+    from ._dialling import DialOptions
+    from ._http11 import ResponseHead
+    from ._io import World
     from ._models import Request
-    from ._scheduler import Action, Limits, Slot
+    from ._scheduler import Action, Limits
     from ._urls import Origin
-
-BACKOFF_SECONDS = 0.5
-"""Before the second new attempt to connect; then twice as long each time. The first follows at once."""
 
 
 class ConnectionKey(NamedTuple):
@@ -72,71 +59,6 @@ class ConnectionKey(NamedTuple):
 
     origin: Origin
     server_hostname: str | None
-
-
-class DialOptions(NamedTuple):
-    """How the pool opens connections."""
-
-    ssl_context: ssl.SSLContext | None
-    retries: int
-    local_address: str | None
-    uds: str | None
-    socket_options: Sequence[SocketOption] | None
-
-
-class PoolStats(NamedTuple):
-    """How many connections and requests a pool has, at one moment.
-
-    Attributes:
-        connections: all of them, those being opened and closed included.
-        active: connections that carry a request.
-        idle: open connections that carry none.
-        connecting: connections being opened.
-        queued: requests that wait for one.
-    """
-
-    connections: int
-    active: int
-    idle: int
-    connecting: int
-    queued: int
-
-
-class PooledConnection(NamedTuple):
-    """A connection of the pool, as it was at one moment.
-
-    Attributes:
-        origin: what it is connected to.
-        http_version: `"HTTP/1.1"`, or `""` while it is being opened.
-        state: `"CONNECTING"`, `"ACTIVE"`, `"IDLE"` or `"CLOSED"`.
-        request_count: how many requests it has carried.
-    """
-
-    origin: Origin
-    http_version: str
-    state: str
-    request_count: int
-
-    def info(self) -> str:
-        """One line about it."""
-        if self.state == "CONNECTING":
-            return "CONNECTING"
-        return f"'{self.origin}', {self.http_version}, {self.state}, Request Count: {self.request_count}"
-
-    def is_available(self) -> bool:
-        """Whether it could have taken a request."""
-        return self.state == "IDLE"
-
-    def is_idle(self) -> bool:
-        """Whether it was open and carried no request."""
-        return self.state == "IDLE"
-
-    def is_closed(self) -> bool:
-        """Whether it was being closed."""
-        return self.state == "CLOSED"
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} [{self.info()}]>"
 
 
 class Claim:
@@ -183,32 +105,6 @@ class Claim:
             self._pool._abandon(self)
 
 
-class _Dial:
-    """A connection in the making, so that closing the pool can end it."""
-
-    __slots__ = ("deadline", "ssl_context", "stream")
-
-    def __init__(self) -> None:
-        self.deadline: Deadline | None = None
-        self.ssl_context: ssl.SSLContext | None = None
-        self.stream: Stream | None = None
-
-    def end(self, now: float) -> None:
-        """By another thread."""
-        if self.deadline is not None:
-            self.deadline.reschedule(0.0, now)
-        self.abort()
-
-    def abort(self) -> None:
-        if self.stream is not None:
-            self.stream.abort()
-
-    async def advance(self, step: Callable[..., Awaitable[Stream]], *arguments: Any) -> Any:
-        """Keep what a step makes before anybody is told of it, who might raise. Returns what is to be told."""
-        self.stream = await step(*arguments)
-        return self.stream.public
-
-
 class Pool:
     """The pool behind `ConnectionPool`. See the top of the module.
 
@@ -233,7 +129,7 @@ class Pool:
         self._todo: deque[Action] = deque()
         self._abandoned: deque[Claim] = deque()
         self._sleepers: dict[Waiter, None] = {}
-        self._dials: dict[_Dial, None] = {}
+        self._dialler = Dialler(self._world, self._options)
         # Whether a step was begun and not ended, and whose it was. Under the lock.
         self._is_torn = False
         self._torn_waiter: Waiter | None = None
@@ -416,7 +312,7 @@ class Pool:
         if waiter.state is WaiterState.PARKED:
             await self._sleep_until_served(waiter, limit)
         if waiter.state is WaiterState.DIALLING:
-            await self._dial(claim, request, timeouts)
+            await self._dialler.dial(claim, request, timeouts)
             self._step(self._scheduler.opened, waiter, claim.connection, self._now())
             self._settle()
         if waiter.state is WaiterState.REFUSED or waiter.slot is None:
@@ -459,130 +355,12 @@ class Pool:
             error.origin = str(origin)
         return error
 
-    # --- opening connections -------------------------------------------------------------------------------
-
-    async def _dial(self, claim: Claim, request: Request, timeouts: Timeouts) -> None:
-        """Open the claim's connection, with as many new attempts as the pool's `retries` allow."""
-        dial, outer = _Dial(), current_deadline()
-        try:
-            try:
-                await self._dial_with_retries(dial, claim, request, timeouts)
-            finally:
-                self._end_dial(dial, outer)
-        finally:
-            # Again, should an exception have struck in the midst of it: a deadline that stayed open would be that of
-            # everything that this thread or task does afterwards.
-            self._end_dial(dial, outer)
-
-    def _end_dial(self, dial: _Dial, outer: Deadline | None) -> None:
-        while (inner := current_deadline()) is not None and inner is not outer:
-            close_deadline(inner)
-        self._dials.pop(dial, None)
-
-    async def _dial_with_retries(
-        self, dial: _Dial, claim: Claim, request: Request, timeouts: Timeouts
-    ) -> None:
-        trace = Tracer.of(request, "connection")
-        try:
-            dial.deadline = open_deadline(None, self._now())
-            self._dials[dial] = None
-            if self._scheduler.is_closed:
-                raise PoolClosed(phase="connect")
-            if request.url.scheme in (b"https", b"wss"):
-                # The first default context of the process takes a while to build: not at the cost of the time-out.
-                dial.ssl_context = self._options.ssl_context or shared_ssl_context(("http/1.1",))
-            for delay in _backoff(self._options.retries):
-                try:
-                    await self._connect(dial, request, timeouts.connect, trace)
-                    claim.connection = HTTP11Connection(dial.stream, self._runtime)  # type: ignore[arg-type] # connected
-                    return
-                except (ConnectError, ConnectTimeout):
-                    if delay is None or self._scheduler.is_closed:
-                        raise
-                if trace is None:
-                    await self._world.sleep(delay)
-                else:
-                    await trace.around("retry", {}, self._world.sleep, delay)
-            raise AssertionError("unreachable: the last attempt returns or raises")
-        except DeadlineExceeded as error:
-            if error.deadline is dial.deadline:
-                raise PoolClosed("the pool was closed while connecting", phase=error.phase) from error
-            if error.phase is None:
-                error.phase = "connect"  # from the sleep, which serves everybody and knows no phase
-            raise
-        except BaseException:
-            dial.abort()
-            raise
-
-    async def _connect(
-        self, dial: _Dial, request: Request, timeout: float | None, trace: Tracer | None
-    ) -> None:
-        """One attempt: all of it, TLS included, within `timeout` seconds."""
-        limit = Limit(timeout, self._now, "connect")
-        dial.stream = None
-        try:
-            await self._connect_transport(dial, request.url.origin, limit, trace)
-            if dial.ssl_context is not None:
-                await self._start_tls(dial, dial.ssl_context, request, limit, trace)
-        except BaseException:
-            dial.abort()
-            raise
-
-    async def _connect_transport(
-        self, dial: _Dial, origin: Origin, limit: Limit, trace: Tracer | None
-    ) -> None:
-        options = self._options
-        remaining = limit.remaining()
-        info: dict[str, Any]
-        connect: Callable[..., Awaitable[Stream]]
-        if options.uds is not None:
-            info = {"path": options.uds, "timeout": remaining, "socket_options": options.socket_options}
-            name, connect = "connect_unix_socket", self._world.connect_unix_socket
-        else:
-            info = {
-                "host": origin.host.decode("ascii"),
-                "port": origin.port,
-                "timeout": remaining,
-                "local_address": options.local_address,
-                "socket_options": options.socket_options,
-            }
-            name, connect = "connect_tcp", self._world.connect_tcp
-        if trace is None:
-            await dial.advance(connect, *info.values())
-        else:
-            await trace.around(name, info, dial.advance, connect, *info.values())
-
-    async def _start_tls(
-        self, dial: _Dial, context: ssl.SSLContext, request: Request, limit: Limit, trace: Tracer | None
-    ) -> None:
-        stream: Stream = dial.stream  # type: ignore[assignment] # connected
-        hostname = request.extensions.get("sni_hostname") or server_name(request.url.host)
-        limit.phase = "tls"
-        limit.check()
-        remaining = limit.remaining()
-        if trace is None:
-            await dial.advance(stream.start_tls, context, hostname, remaining)
-        else:
-            info: dict[str, Any] = {"ssl_context": context, "server_hostname": hostname, "timeout": remaining}
-            await trace.around("start_tls", info, dial.advance, stream.start_tls, *info.values())
-        stream = dial.stream  # type: ignore[assignment] # as before, inside of TLS
-        ssl_object = stream.get_extra_info("ssl_object")
-        protocol = None if ssl_object is None else ssl_object.selected_alpn_protocol()
-        if protocol not in (None, "http/1.1", "http/1.0"):
-            raise ConnectError(
-                f"the server chose the protocol {protocol!r}, which the ssl_context offers and this pool does not "
-                "speak",
-                phase="tls",
-            )
-
     # --- the whole pool ------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Close every connection, wake every waiting request, refuse what comes later. Never waits."""
         self._step(self._scheduler.close)
-        now = self._now()
-        for dial in list(self._dials):
-            dial.end(now)
+        self._dialler.close()
         self._settle()
 
     def stats(self) -> PoolStats:
@@ -602,7 +380,7 @@ class Pool:
         """What each connection is doing, oldest first."""
         self._settle()
         with self._lock:
-            return [_snapshot(slot) for slot in self._scheduler.slots()]
+            return [snapshot(slot) for slot in self._scheduler.slots()]
 
     @property
     def is_closed(self) -> bool:
@@ -620,11 +398,9 @@ class Pool:
         """In a forked child: leave the parent's connections to the parent, and begin anew."""
         slots = self._scheduler.slots()
         is_closed = self._scheduler.is_closed
-        dials = list(self._dials)
+        self._dialler.abort()
         self._reset()
-        self._scheduler.is_closed = is_closed
-        for dial in dials:
-            dial.abort()
+        self._scheduler.is_closed = self._dialler.is_closed = is_closed
         for slot in slots:
             if slot.connection is not None:
                 slot.connection.abort()  # which, on an inherited socket, only closes our copy
@@ -642,195 +418,8 @@ class Pool:
         warnings.warn(f"unclosed pool with {total} connections", ResourceWarning, source=self, stacklevel=1)
 
 
-class ResponseBody:
-    """The body of a response on its way in, and with it the hold on its connection.
-
-    The connection goes back to the pool as soon as the body has been read to its end, or when it is closed.
-
-    Attributes:
-        trailers: empty until the end of the body.
-    """
-
-    __slots__ = (
-        "_claim",
-        "_connection",
-        "_is_complete",
-        "_is_open",
-        "_is_traced",
-        "_opened_at",
-        "_pool",
-        "_reading",
-        "_request",
-        "_switched",
-        "_timeout",
-        "_trace",
-        "trailers",
-    )
-
-    def __init__(
-        self,
-        pool: Pool,
-        claim: Claim,
-        connection: HTTP11Connection,
-        request: Request,
-        timeout: float | None,
-        *,
-        switched: bool,
-    ) -> None:
-        self._pool = pool
-        self._claim = claim
-        self._connection = connection
-        self._request = request
-        self._timeout = timeout
-        self._switched = switched
-        self._trace = Tracer.of(request, "http11")
-        self._is_traced = False
-        self._opened_at = pool._now()
-        self._is_open = True
-        self._is_complete = switched
-        # A raw lock, only ever tried: it tells a second reader, in a thread or a task, from the first.
-        self._reading = _thread.allocate_lock()
-        self.trailers: Headers = []
-
-    async def receive(self) -> bytes:
-        """The next bytes, as many as are here; `b""` at the end.
-
-        Raises:
-            ConcurrencyError: another thread or task is reading.
-            ResponseStateError: the body was closed before its end.
-            PoolClosed: the pool was.
-            ReadTimeout, ReadError, RemoteProtocolError, DeadlineExceeded: the connection is given up.
-        """
-        if not self._reading.acquire(False):
-            raise ConcurrencyError("another thread or task is reading this response", phase="read")
-        try:
-            if not self._is_open or self._switched:
-                return self._after_the_end()
-            if self._trace is None:
-                return await self._receive()
-            return await self._receive_traced(self._trace)
-        finally:
-            self._reading.release()
-
-    async def _receive(self) -> bytes:
-        connection = self._connection
-        try:
-            data = await connection.receive_body(self._timeout)
-        except LaminaError as error:
-            self._end(reusable=False)
-            explained = self._pool.explain(error, self._request.url.origin)
-            raise explained from explained.__cause__
-        except BaseException:
-            self._end(reusable=False)
-            raise
-        if connection.has_ended:
-            self.trailers.extend(connection.trailers)
-            self._is_complete = True
-            self._give_back_whole()
-        return data
-
-    async def _receive_traced(self, trace: Tracer) -> bytes:
-        if not self._is_traced:
-            self._is_traced = True
-            await trace.started("receive_response_body", {"request": self._request})
-        try:
-            data = await self._receive()
-        except BaseException as error:
-            await trace.failed("receive_response_body", error)
-            await trace.around("response_closed", {}, _nothing)
-            raise
-        if not self._is_open:
-            await trace.complete("receive_response_body")
-            await trace.around("response_closed", {}, _nothing)
-        return data
-
-    def _after_the_end(self) -> bytes:
-        if self._is_complete:
-            return b""
-        if self._pool.is_closed:
-            raise PoolClosed(origin=str(self._request.url.origin), phase="read")
-        raise ResponseStateError("the response was closed before its body had been read")
-
-    @property
-    def public_stream(self) -> Any:
-        """The network stream that it comes over, as the backend gave it."""
-        return self._connection.stream.public
-
-    async def close(self) -> None:
-        """Let go of the connection, whatever is unread. While another thread reads, that one gets `ReadError`."""
-        if not self._is_open:
-            return
-        if not self._reading.acquire(False):
-            self._connection.abort()
-            return
-        try:
-            if not self._is_open:
-                return
-            try:
-                if not self._switched:
-                    await self._connection.drain()
-            except BaseException:
-                self._end(reusable=False)
-                raise
-            self._give_back_whole()
-            if self._trace is not None:
-                await self._trace.around("response_closed", {}, _nothing)
-        finally:
-            self._reading.release()
-
-    def _give_back_whole(self) -> None:
-        """Give back a connection that nothing has gone wrong with; the one gate decides what becomes of it."""
-        connection = self._connection
-        idle_seconds = connection.idle_seconds
-        reusable = connection.start_next()
-        if not reusable:
-            connection.close_now()
-        self._end(reusable=reusable, idle_seconds=idle_seconds)
-
-    def _end(self, *, reusable: bool, idle_seconds: float = float("inf")) -> None:
-        self._is_open = False
-        self._claim.give_back(reusable=reusable, idle_seconds=idle_seconds)
-
-    def __del__(self) -> None:
-        # A constructor that was interrupted has left some of it out.
-        if getattr(self, "_is_open", False) and self._claim.is_open:
-            # Not left to the claim's own finaliser: whoever records the warning keeps us, and the claim with us.
-            self._pool._abandon(self._claim)
-            age = self._pool._now() - self._opened_at
-            url = self._request.url
-            # Without the query, which may hold secrets.
-            path = url.target.partition(b"?")[0].decode("latin-1")
-            warnings.warn(
-                f"the response to {self._request.method.decode('ascii')} {url.origin}{path} was never read "
-                f"to its end or closed; it came {age:.1f} s ago",
-                ResourceWarning,
-                source=self,
-                stacklevel=2,
-            )
-
-
 def _no_event() -> Sequence[Action]:
     return ()
-
-
-async def _nothing() -> None:
-    """What is traced where httpcore has an event and we have nothing to wait for."""
-
-
-def _snapshot(slot: Slot) -> PooledConnection:
-    connection: HTTP11Connection | None = slot.connection
-    origin: Origin = slot.key.origin  # type: ignore[attr-defined] # every key here is a ConnectionKey
-    if connection is None:
-        return PooledConnection(origin, "", "CONNECTING", 0)
-    state = "CLOSED" if slot.state is not SlotState.OPEN else "IDLE" if slot.is_idle else "ACTIVE"
-    return PooledConnection(origin, "HTTP/1.1", state, connection.exchanges)
-
-
-def _backoff(retries: int) -> Iterator[float | None]:
-    """How long to wait after each failed attempt; `None` after the last."""
-    for attempt in range(retries):
-        yield 0.0 if attempt == 0 else BACKOFF_SECONDS * 2.0 ** (attempt - 1)
-    yield None
 
 
 # Every pool of the process, for the child of a fork.

@@ -1,0 +1,189 @@
+"""The body of a response on its way in. Written once, as `_pool.py` is."""
+
+from __future__ import annotations
+
+import _thread
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from lamina_interfaces import ConcurrencyError, LaminaError, PoolClosed
+
+from ._models import ResponseStateError
+from ._trace import Tracer
+
+if TYPE_CHECKING:
+    from ._connection import HTTP11Connection
+    from ._http11 import Headers
+    from ._models import Request
+    from ._pool import Claim, Pool
+
+
+class ResponseBody:
+    """The body of a response on its way in, and with it the hold on its connection.
+
+    The connection goes back to the pool as soon as the body has been read to its end, or when it is closed.
+
+    Attributes:
+        trailers: empty until the end of the body.
+    """
+
+    __slots__ = (
+        "_claim",
+        "_connection",
+        "_is_complete",
+        "_is_open",
+        "_is_traced",
+        "_opened_at",
+        "_pool",
+        "_reading",
+        "_request",
+        "_switched",
+        "_timeout",
+        "_trace",
+        "trailers",
+    )
+
+    def __init__(
+        self,
+        pool: Pool,
+        claim: Claim,
+        connection: HTTP11Connection,
+        request: Request,
+        timeout: float | None,
+        *,
+        switched: bool,
+    ) -> None:
+        self._pool = pool
+        self._claim = claim
+        self._connection = connection
+        self._request = request
+        self._timeout = timeout
+        self._switched = switched
+        self._trace = Tracer.of(request, "http11")
+        self._is_traced = False
+        self._opened_at = pool._now()
+        self._is_open = True
+        self._is_complete = switched
+        # A raw lock, only ever tried: it tells a second reader, in a thread or a task, from the first.
+        self._reading = _thread.allocate_lock()
+        self.trailers: Headers = []
+
+    async def receive(self) -> bytes:
+        """The next bytes, as many as are here; `b""` at the end.
+
+        Raises:
+            ConcurrencyError: another thread or task is reading.
+            ResponseStateError: the body was closed before its end.
+            PoolClosed: the pool was.
+            ReadTimeout, ReadError, RemoteProtocolError, DeadlineExceeded: the connection is given up.
+        """
+        if not self._reading.acquire(False):
+            raise ConcurrencyError("another thread or task is reading this response", phase="read")
+        try:
+            if not self._is_open or self._switched:
+                return self._after_the_end()
+            if self._trace is None:
+                return await self._receive()
+            return await self._receive_traced(self._trace)
+        finally:
+            self._reading.release()
+
+    async def _receive(self) -> bytes:
+        connection = self._connection
+        try:
+            data = await connection.receive_body(self._timeout)
+        except LaminaError as error:
+            self._end(reusable=False)
+            explained = self._pool.explain(error, self._request.url.origin)
+            raise explained from explained.__cause__
+        except BaseException:
+            self._end(reusable=False)
+            raise
+        if connection.has_ended:
+            self.trailers.extend(connection.trailers)
+            self._is_complete = True
+            self._give_back_whole()
+        return data
+
+    async def _receive_traced(self, trace: Tracer) -> bytes:
+        if not self._is_traced:
+            self._is_traced = True
+            await trace.started("receive_response_body", {"request": self._request})
+        try:
+            data = await self._receive()
+        except BaseException as error:
+            await trace.failed("receive_response_body", error)
+            await trace.around("response_closed", {}, _nothing)
+            raise
+        if not self._is_open:
+            await trace.complete("receive_response_body")
+            await trace.around("response_closed", {}, _nothing)
+        return data
+
+    def _after_the_end(self) -> bytes:
+        if self._is_complete:
+            return b""
+        if self._pool.is_closed:
+            raise PoolClosed(origin=str(self._request.url.origin), phase="read")
+        raise ResponseStateError("the response was closed before its body had been read")
+
+    @property
+    def public_stream(self) -> Any:
+        """The network stream that it comes over, as the backend gave it."""
+        return self._connection.stream.public
+
+    async def close(self) -> None:
+        """Let go of the connection, whatever is unread. While another thread reads, that one gets `ReadError`."""
+        if not self._is_open:
+            return
+        if not self._reading.acquire(False):
+            self._connection.abort()
+            return
+        try:
+            if not self._is_open:
+                return
+            try:
+                if not self._switched:
+                    await self._connection.drain()
+            except BaseException:
+                self._end(reusable=False)
+                raise
+            self._give_back_whole()
+            if self._trace is not None:
+                await self._trace.around("response_closed", {}, _nothing)
+        finally:
+            self._reading.release()
+
+    def _give_back_whole(self) -> None:
+        """Give back a connection that nothing has gone wrong with; the one gate decides what becomes of it."""
+        connection = self._connection
+        idle_seconds = connection.idle_seconds
+        reusable = connection.start_next()
+        if not reusable:
+            connection.close_now()
+        self._end(reusable=reusable, idle_seconds=idle_seconds)
+
+    def _end(self, *, reusable: bool, idle_seconds: float = float("inf")) -> None:
+        self._is_open = False
+        self._claim.give_back(reusable=reusable, idle_seconds=idle_seconds)
+
+    def __del__(self) -> None:
+        # A constructor that was interrupted has left some of it out.
+        if getattr(self, "_is_open", False) and self._claim.is_open:
+            # Not left to the claim's own finaliser: whoever records the warning keeps us, and the claim with us.
+            self._pool._abandon(self._claim)
+            age = self._pool._now() - self._opened_at
+            url = self._request.url
+            # Without the query, which may hold secrets.
+            path = url.target.partition(b"?")[0].decode("latin-1")
+            warnings.warn(
+                f"the response to {self._request.method.decode('ascii')} {url.origin}{path} was never read "
+                f"to its end or closed; it came {age:.1f} s ago",
+                ResourceWarning,
+                source=self,
+                stacklevel=2,
+            )
+
+
+async def _nothing() -> None:
+    """What is traced where httpcore has an event and we have nothing to wait for."""

@@ -1,0 +1,237 @@
+"""Opening connections: address, TLS, and new attempts after a failure. Written once, as `_pool.py` is.
+
+Whoever opens a connection does so in its own thread or task, where nobody else can interrupt it. Yet closing the pool
+must end it. So each dial opens an ambient deadline without a limit around itself, which `close` brings forward to
+now; every wait of a backend looks at it (`Limit.is_ambient`). A stream that is there already is aborted besides.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lamina_interfaces import (
+    ConnectError,
+    ConnectTimeout,
+    Deadline,
+    DeadlineExceeded,
+    Limit,
+    PoolClosed,
+    close_deadline,
+    current_deadline,
+    open_deadline,
+)
+
+from ._connection import HTTP11Connection
+from ._ssl import shared_ssl_context
+from ._trace import Tracer
+from ._urls import server_name
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
+
+    from lamina_interfaces import SocketOption
+
+    from ._checks import Timeouts
+    from ._io import Stream, World
+    from ._models import Request
+    from ._pool import Claim
+    from ._urls import Origin
+
+BACKOFF_SECONDS = 0.5
+"""Before the second new attempt to connect; then twice as long each time. The first follows at once."""
+
+
+class DialOptions(NamedTuple):
+    """How the pool opens connections."""
+
+    ssl_context: ssl.SSLContext | None
+    retries: int
+    local_address: str | None
+    uds: str | None
+    socket_options: Sequence[SocketOption] | None
+
+
+class _Dial:
+    """A connection in the making, so that closing the pool can end it."""
+
+    __slots__ = ("deadline", "ssl_context", "stream")
+
+    def __init__(self) -> None:
+        self.deadline: Deadline | None = None
+        self.ssl_context: ssl.SSLContext | None = None
+        self.stream: Stream | None = None
+
+    def end(self, now: float) -> None:
+        """By another thread."""
+        if self.deadline is not None:
+            self.deadline.reschedule(0.0, now)
+        self.abort()
+
+    def abort(self) -> None:
+        if self.stream is not None:
+            self.stream.abort()
+
+    async def advance(self, step: Callable[..., Awaitable[Stream]], *arguments: Any) -> Any:
+        """Keep what a step makes before anybody is told of it, who might raise. Returns what is to be told."""
+        self.stream = await step(*arguments)
+        return self.stream.public
+
+
+class Dialler:
+    """Opens the connections of one pool.
+
+    Args:
+        world: blocking or async.
+        options: how to open them.
+
+    Attributes:
+        is_closed: whether the pool is.
+    """
+
+    def __init__(self, world: World, options: DialOptions) -> None:
+        self.is_closed = False
+        self._world = world
+        self._runtime = world.runtime
+        self._now = world.runtime.now
+        self._options = options
+        self._dials: dict[_Dial, None] = {}
+
+    def close(self) -> None:
+        """End every dial, and refuse later ones. By any thread; never waits."""
+        self.is_closed = True
+        now = self._now()
+        for dial in list(self._dials):
+            dial.end(now)
+
+    def abort(self) -> None:
+        """In a forked child: free the sockets of the dials that were under way in the parent."""
+        for dial in list(self._dials):
+            dial.abort()
+
+    async def dial(self, claim: Claim, request: Request, timeouts: Timeouts) -> None:
+        """Open the claim's connection, with as many new attempts as `retries` allows.
+
+        Raises:
+            ConnectError, ConnectTimeout: the last attempt failed.
+            DeadlineExceeded: an ambient deadline passed.
+            PoolClosed: the pool was closed meanwhile.
+        """
+        dial, outer = _Dial(), current_deadline()
+        try:
+            try:
+                await self._dial_with_retries(dial, claim, request, timeouts)
+            finally:
+                self._end_dial(dial, outer)
+        finally:
+            # Again, should an exception have struck in the midst of it: a deadline that stayed open would be that of
+            # everything that this thread or task does afterwards.
+            self._end_dial(dial, outer)
+
+    def _end_dial(self, dial: _Dial, outer: Deadline | None) -> None:
+        while (inner := current_deadline()) is not None and inner is not outer:
+            close_deadline(inner)
+        self._dials.pop(dial, None)
+
+    async def _dial_with_retries(
+        self, dial: _Dial, claim: Claim, request: Request, timeouts: Timeouts
+    ) -> None:
+        trace = Tracer.of(request, "connection")
+        try:
+            dial.deadline = open_deadline(None, self._now())
+            self._dials[dial] = None
+            if self.is_closed:
+                raise PoolClosed(phase="connect")
+            if request.url.scheme in (b"https", b"wss"):
+                # The first default context of the process takes a while to build: not at the cost of the time-out.
+                dial.ssl_context = self._options.ssl_context or shared_ssl_context(("http/1.1",))
+            for delay in _backoff(self._options.retries):
+                try:
+                    await self._connect(dial, request, timeouts.connect, trace)
+                    claim.connection = HTTP11Connection(dial.stream, self._runtime)  # type: ignore[arg-type] # connected
+                    return
+                except (ConnectError, ConnectTimeout):
+                    if delay is None or self.is_closed:
+                        raise
+                if trace is None:
+                    await self._world.sleep(delay)
+                else:
+                    await trace.around("retry", {}, self._world.sleep, delay)
+            raise AssertionError("unreachable: the last attempt returns or raises")
+        except DeadlineExceeded as error:
+            if error.deadline is dial.deadline:
+                raise PoolClosed("the pool was closed while connecting", phase=error.phase) from error
+            if error.phase is None:
+                error.phase = "connect"  # from the sleep, which serves everybody and knows no phase
+            raise
+        except BaseException:
+            dial.abort()
+            raise
+
+    async def _connect(
+        self, dial: _Dial, request: Request, timeout: float | None, trace: Tracer | None
+    ) -> None:
+        """One attempt: all of it, TLS included, within `timeout` seconds."""
+        limit = Limit(timeout, self._now, "connect")
+        dial.stream = None
+        try:
+            await self._connect_transport(dial, request.url.origin, limit, trace)
+            if dial.ssl_context is not None:
+                await self._start_tls(dial, dial.ssl_context, request, limit, trace)
+        except BaseException:
+            dial.abort()
+            raise
+
+    async def _connect_transport(
+        self, dial: _Dial, origin: Origin, limit: Limit, trace: Tracer | None
+    ) -> None:
+        options = self._options
+        remaining = limit.remaining()
+        info: dict[str, Any]
+        connect: Callable[..., Awaitable[Stream]]
+        if options.uds is not None:
+            info = {"path": options.uds, "timeout": remaining, "socket_options": options.socket_options}
+            name, connect = "connect_unix_socket", self._world.connect_unix_socket
+        else:
+            info = {
+                "host": origin.host.decode("ascii"),
+                "port": origin.port,
+                "timeout": remaining,
+                "local_address": options.local_address,
+                "socket_options": options.socket_options,
+            }
+            name, connect = "connect_tcp", self._world.connect_tcp
+        if trace is None:
+            await dial.advance(connect, *info.values())
+        else:
+            await trace.around(name, info, dial.advance, connect, *info.values())
+
+    async def _start_tls(
+        self, dial: _Dial, context: ssl.SSLContext, request: Request, limit: Limit, trace: Tracer | None
+    ) -> None:
+        stream: Stream = dial.stream  # type: ignore[assignment] # connected
+        hostname = request.extensions.get("sni_hostname") or server_name(request.url.host)
+        limit.phase = "tls"
+        limit.check()
+        remaining = limit.remaining()
+        if trace is None:
+            await dial.advance(stream.start_tls, context, hostname, remaining)
+        else:
+            info: dict[str, Any] = {"ssl_context": context, "server_hostname": hostname, "timeout": remaining}
+            await trace.around("start_tls", info, dial.advance, stream.start_tls, *info.values())
+        stream = dial.stream  # type: ignore[assignment] # as before, inside of TLS
+        ssl_object = stream.get_extra_info("ssl_object")
+        protocol = None if ssl_object is None else ssl_object.selected_alpn_protocol()
+        if protocol not in (None, "http/1.1", "http/1.0"):
+            raise ConnectError(
+                f"the server chose the protocol {protocol!r}, which the ssl_context offers and this pool does not "
+                "speak",
+                phase="tls",
+            )
+
+
+def _backoff(retries: int) -> Iterator[float | None]:
+    """How long to wait after each failed attempt; `None` after the last."""
+    for attempt in range(retries):
+        yield 0.0 if attempt == 0 else BACKOFF_SECONDS * 2.0 ** (attempt - 1)
+    yield None

@@ -1,0 +1,77 @@
+"""What a pool tells about itself: counts, and what each connection is doing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from ._scheduler import SlotState
+
+if TYPE_CHECKING:
+    from ._connection import HTTP11Connection
+    from ._scheduler import Slot
+    from ._urls import Origin
+
+
+class PoolStats(NamedTuple):
+    """How many connections and requests a pool has, at one moment.
+
+    Attributes:
+        connections: all of them, those being opened and closed included.
+        active: connections that carry a request.
+        idle: open connections that carry none.
+        connecting: connections being opened.
+        queued: requests that wait for one.
+    """
+
+    connections: int
+    active: int
+    idle: int
+    connecting: int
+    queued: int
+
+
+class PooledConnection(NamedTuple):
+    """A connection of the pool, as it was at one moment.
+
+    Attributes:
+        origin: what it is connected to.
+        http_version: `"HTTP/1.1"`, or `""` while it is being opened.
+        state: `"CONNECTING"`, `"ACTIVE"`, `"IDLE"` or `"CLOSED"`.
+        request_count: how many requests it has carried.
+    """
+
+    origin: Origin
+    http_version: str
+    state: str
+    request_count: int
+
+    def info(self) -> str:
+        """One line about it."""
+        if self.state == "CONNECTING":
+            return "CONNECTING"
+        return f"'{self.origin}', {self.http_version}, {self.state}, Request Count: {self.request_count}"
+
+    def is_available(self) -> bool:
+        """Whether it could have taken a request."""
+        return self.state == "IDLE"
+
+    def is_idle(self) -> bool:
+        """Whether it was open and carried no request."""
+        return self.state == "IDLE"
+
+    def is_closed(self) -> bool:
+        """Whether it was being closed."""
+        return self.state == "CLOSED"
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} [{self.info()}]>"
+
+
+def snapshot(slot: Slot) -> PooledConnection:
+    """What a connection is doing."""
+    connection: HTTP11Connection | None = slot.connection
+    origin: Origin = slot.key.origin  # type: ignore[attr-defined] # every key here is a ConnectionKey
+    if connection is None:
+        return PooledConnection(origin, "", "CONNECTING", 0)
+    state = "CLOSED" if slot.state is not SlotState.OPEN else "IDLE" if slot.is_idle else "ACTIVE"
+    return PooledConnection(origin, "HTTP/1.1", state, connection.exchanges)
