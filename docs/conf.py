@@ -70,8 +70,12 @@ PACKAGES = [
 def _home(module: Any, name: str) -> str:
     """Where a public name is documented: the flat module passes on what other packages hold."""
     value = getattr(module, name)
-    owner = getattr(value, "__module__", None) or module.__name__
-    return f"{owner if owner.split('.')[0] in PACKAGES and '._' not in owner else module.__name__}.{name}"
+    owner = getattr(value, "__module__", None) or ""
+    if owner.split(".")[0] in PACKAGES and "._" not in owner:
+        return f"{owner}.{name}"
+    # A value, or a type made of others, knows no module; it is described where a layer has it.
+    layers = [layer for layer in PACKAGES[1:] if getattr(import_module(layer), name, None) is value]
+    return f"{layers[0] if layers else module.__name__}.{name}"
 
 
 def check_that_nothing_is_missing(_: Sphinx, env: BuildEnvironment) -> None:

@@ -57,6 +57,9 @@ if TYPE_CHECKING:
     from lamina_pool import URL as URL
     from lamina_pool import ByteStream as ByteStream
     from lamina_pool import ConnectionPool as ConnectionPool
+    from lamina_pool import ContentTypes as ContentTypes
+    from lamina_pool import Extensions as Extensions
+    from lamina_pool import HeaderTypes as HeaderTypes
     from lamina_pool import Origin as Origin
     from lamina_pool import PooledConnection as PooledConnection
     from lamina_pool import PoolStats as PoolStats
@@ -93,7 +96,10 @@ __all__ = [
     "ConnectTimeout",
     "ConnectionNotAvailable",
     "ConnectionPool",
+    "ContentTypes",
     "DeadlineExceeded",
+    "Extensions",
+    "HeaderTypes",
     "InterruptibleWriter",
     "InvalidURL",
     "LaminaError",
@@ -142,6 +148,9 @@ _HOMES = {
     "AsyncMockStream": "lamina_mock",
     "ByteStream": "lamina_pool",
     "ConnectionPool": "lamina_pool",
+    "ContentTypes": "lamina_pool",
+    "Extensions": "lamina_pool",
+    "HeaderTypes": "lamina_pool",
     "MockBackend": "lamina_mock",
     "MockStream": "lamina_mock",
     "Origin": "lamina_pool",

@@ -22,8 +22,7 @@ def request(
 ) -> Response:
     """Send one request, and read the whole response.
 
-    The connection is made for it and closed after it; for several requests use a `ConnectionPool`. Thread-safe:
-    `lamina.request("GET", "https://www.example.com/").content`.
+    The connection is made for it and closed after it; for several requests use a `ConnectionPool`. Thread-safe.
 
     Args:
         method: `"GET"` and so on.
