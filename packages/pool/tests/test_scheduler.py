@@ -52,7 +52,7 @@ class Pool:
         assert waiter.state is DIALLING
         return self.opened(waiter, capacity)
 
-    def give_back(self, waiter: Waiter, *, reusable: bool = True, hint: float = math.inf) -> None:
+    def give_back(self, waiter: Waiter, *, reusable: bool = True, hint: float | None = math.inf) -> None:
         self.carry_out(self.scheduler.release(waiter, self.now, reusable=reusable, idle_seconds=hint))
 
     def replace(self, waiter: Waiter, *, fresh: bool = False) -> None:
@@ -461,6 +461,18 @@ def test_a_connection_that_expires_before_those_idle_longer_is_closed_when_it_is
     assert pool.ask().slot is longer
     assert pool.closes == [(shorter, CloseReason.EXPIRED)]
     assert pool.counts == (2, 0, 1, 0, 0)
+
+
+def test_a_connection_that_was_granted_and_not_used_expires_when_it_would_have() -> None:
+    pool = Pool(idle_seconds=60)
+    pool.give_back(pool.connect(), hint=3)
+    pool.now = 2
+    waiter = pool.ask()
+    slot = slot_of(waiter)
+    pool.give_back(waiter, hint=None)
+    pool.now = 3
+    assert pool.ask().state is DIALLING
+    assert pool.closes == [(slot, CloseReason.EXPIRED)]
 
 
 def test_a_request_to_any_origin_has_expired_connections_closed() -> None:

@@ -190,7 +190,7 @@ class Oracle:
         self.grant(request, connection)
         self.offer(connection, now)
 
-    def release(self, request: Request, now: float, reusable: bool, hint: float) -> None:
+    def release(self, request: Request, now: float, reusable: bool, hint: float | None) -> None:
         state, connection = request.state, request.connection
         request.state, request.joined, request.connection = "done", None, None
         if state == "dialling" and connection is not None:
@@ -203,7 +203,8 @@ class Oracle:
                 self.connections.remove(connection)
             else:
                 if connection.in_use == 0:
-                    connection.expires = now + min(hint, self.limits.idle_seconds)
+                    theirs = connection.expires if hint is None else now + hint
+                    connection.expires = min(now + self.limits.idle_seconds, theirs)
                     connection.idled = self.tick()
                 self.offer(connection, now)
                 return
@@ -349,7 +350,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def opened(self, which: int, capacity: int) -> None:
         self.open_one(*self.pick(WaiterState.DIALLING, which), capacity)
 
-    def release_one(self, state: WaiterState, which: int, reusable: bool, hint: float) -> None:
+    def release_one(self, state: WaiterState, which: int, reusable: bool, hint: float | None) -> None:
         if self.in_state(state):
             self.note()
             waiter, request = self.pick(state, which)
@@ -362,13 +363,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.release_one(state, which, False, INF)
 
     @precondition(lambda self: self.in_state(WaiterState.GRANTED))
-    @rule(these=st.lists(any_of_them, min_size=1, max_size=4), hint=st.sampled_from([INF, INF, 3, 0]))
-    def give_back(self, these: list[int], hint: float) -> None:
+    @rule(these=st.lists(any_of_them, min_size=1, max_size=4), hint=st.sampled_from([INF, INF, 3, 0, None]))
+    def give_back(self, these: list[int], hint: float | None) -> None:
         for which in these:
             self.release_one(WaiterState.GRANTED, which, True, hint)
 
-    @rule(hint=st.sampled_from([INF, 3]))
-    def nobody_wants_anything_any_more(self, hint: float) -> None:
+    @rule(hint=st.sampled_from([INF, 3, None]))
+    def nobody_wants_anything_any_more(self, hint: float | None) -> None:
         """Leads to pools with idle connections; without it there are ever more requests in the queue."""
         for _ in self.in_state(WaiterState.PARKED):
             self.release_one(WaiterState.PARKED, -1, True, INF)

@@ -163,7 +163,7 @@ class ResponseBody:
             connection.close_now()
         self._end(reusable=reusable, idle_seconds=idle_seconds)
 
-    def _end(self, *, reusable: bool, idle_seconds: float = float("inf")) -> None:
+    def _end(self, *, reusable: bool, idle_seconds: float | None = None) -> None:
         self._is_open = False
         self._claim.give_back(reusable=reusable, idle_seconds=idle_seconds)
 

@@ -72,18 +72,18 @@ class Claim:
         self.connection: HTTP11Connection | None = None
         self.is_open = True
 
-    def give_back(self, *, reusable: bool, idle_seconds: float = float("inf")) -> None:
+    def give_back(self, *, reusable: bool, idle_seconds: float | None = None) -> None:
         """Give back whatever it is, in whatever state; the second time nothing is done.
 
         Args:
             reusable: whether the connection, if there is one, can take another request. Otherwise it is aborted.
-            idle_seconds: how long the server will keep it, by its own word.
+            idle_seconds: how long the server will keep it, by what it said in answer; `None` if nothing was asked.
         """
         if self.is_open:
             self.release(reusable=reusable, idle_seconds=idle_seconds)
             self._pool._settle()
 
-    def release(self, *, reusable: bool, idle_seconds: float = float("inf")) -> None:
+    def release(self, *, reusable: bool, idle_seconds: float | None = None) -> None:
         """The same, but what is to be done in consequence is left to whoever settles next."""
         pool, waiter = self._pool, self.waiter
         if reusable:

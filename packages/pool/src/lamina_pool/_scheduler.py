@@ -303,7 +303,7 @@ class Scheduler:
         return actions or _NOTHING
 
     def release(
-        self, waiter: Waiter, now: float, *, reusable: bool, idle_seconds: float = NEVER
+        self, waiter: Waiter, now: float, *, reusable: bool, idle_seconds: float | None = None
     ) -> Sequence[Action]:
         """A request gives back whatever it holds: its place in the queue, its dial, its connection.
 
@@ -313,7 +313,8 @@ class Scheduler:
             now: the present, in seconds.
             reusable: whether the connection can take further requests. If not, the caller has closed it already
                 when it carried no other request, as it has after a dial that failed.
-            idle_seconds: how long the server is willing to keep the connection, where that is known.
+            idle_seconds: how long the server is willing to keep the connection, by what it said in answer to this
+                request; `None` if it was not asked anything, so that its earlier word stands.
         """
         state, slot = waiter.state, waiter.slot
         waiter.slot, waiter.state = None, WaiterState.DONE
@@ -334,7 +335,9 @@ class Scheduler:
                 self._drop(slot, actions)
             else:
                 if slot.in_use == 0:
-                    slot._expires_at = now + min(idle_seconds, self.limits.idle_seconds)
+                    ours = now + self.limits.idle_seconds
+                    theirs = slot._expires_at if idle_seconds is None else now + idle_seconds
+                    slot._expires_at = min(ours, theirs)
                     self._idle[slot] = None
                 self._offer(slot, now, actions)
         self._forget(waiter.key)
