@@ -1365,7 +1365,10 @@ def test_an_upgrade_with_a_body_is_switched_once_the_body_is_sent(watchful: bool
 
 
 def test_any_stream_will_do_that_has_the_four_methods() -> None:
-    """A stream as the documents have it: no `abort`, no `is_readable`, no `write_until_readable`."""
+    """A stream as the documents have it: no `abort`, no `is_readable`, no `write_until_readable`.
+
+    It cannot tell whether bytes came unasked, so each request has a connection of its own.
+    """
 
     class Plain:
         def __init__(self, stream: NetworkStream) -> None:
@@ -1380,12 +1383,13 @@ def test_any_stream_will_do_that_has_the_four_methods() -> None:
         def connect_tcp(self, *args: Any, **kwargs: Any) -> Any:
             return Plain(super().connect_tcp(*args, **kwargs))
 
-    backend = PlainBackend([HEAD, OK, Received(b"body"), OK, HEAD, EOF], [HEAD, MINE])
+    backend = PlainBackend([HEAD, OK, EVIL], [Received(b"body"), OK, EVIL], [HEAD, MINE])
     with ConnectionPool(network_backend=backend) as pool:
         warm(pool)
         assert pool.request("POST", URL, content=[b"body"]).content == b"ok"
         assert pool.request("GET", URL).content == b"mine"
         assert backend.streams[0].is_closed
+        assert backend.streams[1].is_closed
     assert not backend.open_streams
 
 

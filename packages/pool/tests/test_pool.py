@@ -721,6 +721,10 @@ def test_what_a_custom_backend_raises_comes_out_as_it_is_G06(where: str, error: 
             else:
                 name = "get_extra_info" if where == "readable" else where
                 patch.setattr(MemoryStream, name, fail)
+            if where == "readable" and isinstance(error, Exception):
+                # A stream that breaks this contract cannot tell whether it is idle, so another one is used.
+                assert pool.request("GET", url).status == 200
+                return
             with pytest.raises(type(error)) as caught:
                 pool.request("GET", url)
             assert caught.value is error

@@ -125,14 +125,6 @@ def test_a_connection_is_the_object_that_was_opened() -> None:
     assert slot_of(waiter).connection is connection
 
 
-def test_a_connection_knows_whether_it_was_used_before() -> None:
-    pool = Pool()
-    waiter = pool.connect()
-    assert not slot_of(waiter).reused
-    pool.give_back(waiter)
-    assert slot_of(pool.ask()).reused
-
-
 def test_a_change_of_capacity_is_no_use_of_a_connection() -> None:
     pool = Pool()
     first, second = pool.connect(), pool.connect()

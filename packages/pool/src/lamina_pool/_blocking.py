@@ -21,12 +21,13 @@ from lamina_interfaces import (
 
 from ._checks import build_request
 from ._dialling import DialOptions
+from ._io import END, CallerError
 from ._pool import Pool
 from ._scheduler import Limits
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Coroutine, Iterable, Iterator
     from types import TracebackType
     from typing import Self
 
@@ -43,6 +44,18 @@ FALLBACK_WRITE_BYTES = 64 * 1024
 """After how many bytes a stream that cannot watch for an answer while it writes is asked whether one is there."""
 
 
+def _drive(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run the pool's text; what the caller's own code raised in it comes out as it was."""
+    try:
+        return drive(coroutine)
+    except CallerError as error:
+        original = error.original
+    try:
+        raise original
+    finally:
+        del original  # which its traceback would keep in a cycle
+
+
 class BlockingStream:
     """A `NetworkStream` whose methods can be awaited, and block. Fulfils `_io.Stream`."""
 
@@ -57,6 +70,10 @@ class BlockingStream:
     async def write(self, buffer: BytesLike, timeout: float | None) -> None:
         self.public.write(buffer, timeout=timeout)
 
+    @property
+    def is_watchful(self) -> bool:
+        return hasattr(self.public, "write_until_readable")
+
     async def write_until_readable(self, buffer: BytesLike, timeout: float | None) -> int:
         watching = getattr(self.public, "write_until_readable", None)
         if watching is not None:
@@ -64,7 +81,7 @@ class BlockingStream:
             return sent
         view = memoryview(buffer)
         for start in range(0, len(view), FALLBACK_WRITE_BYTES):
-            if self.public.get_extra_info("is_readable"):
+            if self.get_extra_info("is_readable"):
                 return start
             # A copy: a stream written against the documents may treat what it is given as `bytes`.
             self.public.write(bytes(view[start : start + FALLBACK_WRITE_BYTES]), timeout=timeout)
@@ -78,12 +95,15 @@ class BlockingStream:
         )
 
     def get_extra_info(self, info: str) -> Any:
-        return self.public.get_extra_info(info)
+        try:
+            return self.public.get_extra_info(info)
+        except Exception:  # noqa: BLE001 - a custom stream without the method, or with one that breaks its contract
+            return None
 
     def close_now(self) -> None:
         try:
             self.public.close()
-        except Exception:  # noqa: BLE001 - a custom stream that breaks its contract; nothing more can be done for it
+        except Exception:  # noqa: BLE001 - as above; nothing more can be done for it
             pass
 
     def abort(self) -> None:
@@ -96,29 +116,40 @@ class BlockingStream:
 class BlockingBody:
     """A request's body, pulled from a plain iterable. Fulfils `_io.BodySource`."""
 
-    __slots__ = ("_iterator", "_returned", "has_begun")
+    __slots__ = ("_is_ours", "_iterator", "_returned", "has_begun")
 
     def __init__(self, iterable: Iterable[bytes]) -> None:
-        self._iterator = iter(iterable)
+        try:
+            self._iterator = iter(iterable)
+        except Exception as error:
+            raise CallerError(error) from error
+        # An iterator is used up with the request, and a generator's `finally` runs. A file stays the caller's own, to
+        # be read again or closed.
+        self._is_ours = not hasattr(iterable, "read")
         self._returned: BytesLike | None = None
         self.has_begun = False
 
-    async def next(self) -> BytesLike | None:
+    async def next(self) -> Any:
         self.has_begun = True
         if self._returned is not None:
             piece, self._returned = self._returned, None
             return piece
-        # `StopIteration` cannot leave a coroutine, and a generator's own exceptions must come out as they are.
-        return next(self._iterator, None)
+        try:
+            return next(self._iterator, END)
+        except Exception as error:
+            raise CallerError(error) from error
 
     def put_back(self, piece: BytesLike) -> None:
         self._returned = piece
         self.has_begun = False
 
     async def aclose(self) -> None:
-        close = getattr(self._iterator, "close", None)
+        close = getattr(self._iterator, "close", None) if self._is_ours else None
         if close is not None:
-            close()
+            try:
+                close()
+            except Exception as error:
+                raise CallerError(error) from error
 
 
 class BlockingWorld:
@@ -174,7 +205,7 @@ class BlockingWorld:
 class ResponseStream:
     """The body of a response, as an iterator over bytes. Closing it gives the connection back.
 
-    One thread at a time may read. Closing may be done by another one, and ends its reading with `ReadError`.
+    One thread at a time may read. Closing may be done by another one; what is being read then ends with `ReadError`.
     """
 
     __slots__ = ("_body",)
@@ -186,14 +217,14 @@ class ResponseStream:
         return self
 
     def __next__(self) -> bytes:
-        data = drive(self._body.receive())
+        data = _drive(self._body.receive())
         if not data:
             raise StopIteration
         return data
 
     def close(self) -> None:
         """Let go of the connection, whatever is unread; the second time nothing is done."""
-        drive(self._body.close())
+        _drive(self._body.close())
 
 
 class SwitchedStream(NetworkStream):
@@ -211,6 +242,8 @@ class SwitchedStream(NetworkStream):
     def read(self, max_bytes: int | None = None, timeout: float | None = None) -> bytes:
         """See `NetworkStream.read`."""
         if self._leading:
+            if max_bytes is not None and max_bytes < 1:
+                raise ArgumentValueError(f"max_bytes must be at least 1, got {max_bytes}")
             size = len(self._leading) if max_bytes is None else max_bytes
             data, self._leading = self._leading[:size], self._leading[size:]
             return data
@@ -245,8 +278,10 @@ class SwitchedStream(NetworkStream):
     def close(self) -> None:
         """Close the connection, and give its place back."""
         self._leading = b""
-        self._stream.close()
-        drive(self._body.close())
+        try:
+            self._stream.close()
+        finally:
+            _drive(self._body.close())
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} [{self._stream!r}]>"
@@ -272,7 +307,8 @@ class ConnectionPool:
         uds: path of a unix socket to connect to instead of the URL's host and port.
         network_backend: opens the connections. By default the one of `lamina-sync-backend`.
         socket_options: set on every socket before connecting, each as `socket.setsockopt` takes it.
-        max_connections_per_origin: at most so many connections to one scheme, host and port.
+        max_connections_per_origin: at most so many connections to one scheme, host and port (and one
+            `"sni_hostname"`, where that extension is used).
         max_connection_age: seconds after which a connection takes no new requests, so that a changed DNS entry
             or a load balancer comes into its own.
         age_jitter: up to which fraction that is shortened, at random for each connection.
@@ -311,7 +347,11 @@ class ConnectionPool:
             )
         if isinstance(network_backend, NetworkBackendInterface):
             network_backend = backend_from_interface(network_backend)
-        if not 0.0 <= age_jitter <= 1.0:
+        elif network_backend is not None and not hasattr(network_backend, "connect_tcp"):
+            raise ArgumentTypeError(
+                f"network_backend must be a NetworkBackend, not {type(network_backend).__name__}"
+            )
+        if not check_seconds(age_jitter, "age_jitter") <= 1.0:
             raise ArgumentValueError(f"age_jitter must be from 0 to 1, got {age_jitter!r}")
         limits = Limits(
             max_connections=_count(max_connections, "max_connections", least=1),
@@ -328,7 +368,7 @@ class ConnectionPool:
             retries=_number(retries, "retries", least=0),
             local_address=local_address,
             uds=uds,
-            socket_options=None if socket_options is None else tuple(socket_options),
+            socket_options=None if socket_options is None else _options(socket_options),
         )
         self._pool = Pool(BlockingWorld(network_backend), limits, options)
 
@@ -410,7 +450,7 @@ class ConnectionPool:
             turned out to be dead before any byte of the answer, and the request has a method that may be repeated
             (RFC 9110, section 9.2.2) and a body that can be, or nothing of it had been sent.
         """
-        return drive(self._pool.handle_request(request))
+        return _drive(self._pool.handle_request(request))
 
     def close(self) -> None:
         """Close all connections, without waiting for any peer.
@@ -419,6 +459,13 @@ class ConnectionPool:
         and more than once.
         """
         self._pool.close()
+
+    def reap(self) -> None:
+        """Close the idle connections whose time is over, without waiting for the next request to do so.
+
+        A program that may send nothing for a long time can call it now and then. May be called from any thread.
+        """
+        self._pool.reap()
 
     @property
     def connections(self) -> list[PooledConnection]:
@@ -433,7 +480,10 @@ class ConnectionPool:
         return self
 
     def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc_value: BaseException | None = None,
+        traceback: TracebackType | None = None,
     ) -> None:
         self.close()
 
@@ -444,6 +494,13 @@ class ConnectionPool:
             f"<{type(self).__name__} [Requests: {requests} active, {stats.queued} queued | "
             f"Connections: {stats.active + stats.connecting} active, {stats.idle} idle]>"
         )
+
+
+def _options(options: Iterable[SocketOption]) -> tuple[SocketOption, ...]:
+    try:
+        return tuple(options)
+    except TypeError:
+        raise ArgumentTypeError(f"socket_options must be iterable, not {type(options).__name__}") from None
 
 
 def _count(number: int | None, name: str, *, least: int) -> float:

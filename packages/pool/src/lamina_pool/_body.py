@@ -6,7 +6,7 @@ import _thread
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from lamina_interfaces import ConcurrencyError, LaminaError, PoolClosed
+from lamina_interfaces import ConcurrencyError, LaminaError, PoolClosed, ReadError
 
 from ._models import ResponseStateError
 from ._trace import Tracer
@@ -30,6 +30,8 @@ class ResponseBody:
     __slots__ = (
         "_claim",
         "_connection",
+        "_guard",
+        "_is_closing",
         "_is_complete",
         "_is_open",
         "_is_traced",
@@ -66,6 +68,9 @@ class ResponseBody:
         self._is_complete = switched
         # A raw lock, only ever tried: it tells a second reader, in a thread or a task, from the first.
         self._reading = _thread.allocate_lock()
+        # Held while the connection is given up. Whoever aborts a reader must not hit the connection's next user.
+        self._guard = _thread.allocate_lock()
+        self._is_closing = False
         self.trailers: Headers = []
 
     async def receive(self) -> bytes:
@@ -73,11 +78,14 @@ class ResponseBody:
 
         Raises:
             ConcurrencyError: another thread or task is reading.
+            ReadError: another thread or task is closing.
             ResponseStateError: the body was closed before its end.
             PoolClosed: the pool was.
             ReadTimeout, ReadError, RemoteProtocolError, DeadlineExceeded: the connection is given up.
         """
         if not self._reading.acquire(False):
+            if self._is_closing:
+                raise ReadError("the response is being closed", phase="read")
             raise ConcurrencyError("another thread or task is reading this response", phase="read")
         try:
             if not self._is_open or self._switched:
@@ -137,13 +145,14 @@ class ResponseBody:
         if not self._is_open:
             return
         if not self._reading.acquire(False):
-            self._connection.abort()
+            self._interrupt_reader()
             return
         try:
             if not self._is_open:
                 return
+            self._is_closing = True
             try:
-                if not self._switched:
+                if not self._switched and not self._pool.is_in_step:
                     await self._connection.drain()
             except BaseException:
                 self._end(reusable=False)
@@ -154,17 +163,30 @@ class ResponseBody:
         finally:
             self._reading.release()
 
+    def _interrupt_reader(self) -> None:
+        if self._guard.acquire(False):  # otherwise the reader is giving the connection up at this moment
+            try:
+                if self._is_open:
+                    self._connection.abort()
+            finally:
+                self._guard.release()
+
     def _give_back_whole(self) -> None:
         """Give back a connection that nothing has gone wrong with; the one gate decides what becomes of it."""
         connection = self._connection
         idle_seconds = connection.idle_seconds
-        reusable = connection.start_next()
-        if not reusable:
-            connection.close_now()
+        try:
+            reusable = connection.start_next()
+            if not reusable:
+                connection.close_now()
+        except BaseException:
+            self._end(reusable=False)
+            raise
         self._end(reusable=reusable, idle_seconds=idle_seconds)
 
     def _end(self, *, reusable: bool, idle_seconds: float | None = None) -> None:
-        self._is_open = False
+        with self._guard:
+            self._is_open = False
         self._claim.give_back(reusable=reusable, idle_seconds=idle_seconds)
 
     def __del__(self) -> None:

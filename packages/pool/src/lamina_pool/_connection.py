@@ -35,6 +35,7 @@ from lamina_interfaces import (
 )
 
 from ._http11 import BodyData, EndOfResponse, HTTP11Session, InterimResponse, ResponseHead
+from ._io import END
 from ._trace import Tracer
 
 if TYPE_CHECKING:
@@ -53,6 +54,9 @@ EXPECT_CONTINUE_SECONDS = 1.0
 
 LATE_ANSWER_SECONDS = 1.0
 """How long an answer is waited for after a write has failed. If there is one it is here already, or nearly."""
+
+HEARD_BYTES = 16 * 1024 * 1024
+"""The most that is kept of an answer that grows while the request is being sent; then nobody listens any more."""
 
 DRAIN_BYTES = 64 * 1024
 """The largest rest of a response that is read so that its connection can be kept."""
@@ -105,6 +109,8 @@ class HTTP11Connection:
         self._session = HTTP11Session()
         self._early: ResponseHead | None = None
         self._first_piece: BytesLike = b""
+        self._pieces: list[bytes] = []  # of the body: taken from the session, not yet by the caller
+        self._held = 0  # bytes in them
         self._has_ended = False
         self._has_write_failed = False
         self._failure: LaminaError | None = None
@@ -214,7 +220,7 @@ class HTTP11Connection:
         """Send the body, behind what is left to send of the head, until a refusal comes in."""
         session = self._session
         pending: list[BytesLike] = [head]
-        while (piece := await body.next()) is not None:
+        while (piece := await body.next()) is not END:
             if not isinstance(piece, (bytes, bytearray, memoryview)):
                 raise ArgumentTypeError(f"a request's body must yield bytes, not {type(piece).__name__}")
             if isinstance(piece, memoryview):
@@ -225,8 +231,8 @@ class HTTP11Connection:
                 self._first_piece = piece
             pending.extend(session.send_body(piece))
             for buffer in _coalesced(pending):
-                await self._write_until_refused(buffer, timeouts)
-                if self._is_refused:
+                await self._write_while_wanted(buffer, timeouts)
+                if not self._is_body_wanted:
                     return
             pending = []
         pending.append(session.send_end())
@@ -234,8 +240,9 @@ class HTTP11Connection:
             await self._write(buffer, timeouts.write)
 
     @property
-    def _is_refused(self) -> bool:
-        return self._early is not None and self._early.status >= 300
+    def _is_body_wanted(self) -> bool:
+        """Whether the server may still be reading: it has not refused, and its answer is not broken off."""
+        return self._failure is None and (self._early is None or self._early.status < 300)
 
     async def _write(self, buffer: BytesLike, timeout: float | None) -> None:
         if self._is_reused and not self.bytes_offered:
@@ -245,15 +252,23 @@ class HTTP11Connection:
             await self.stream.write(buffer, timeout)
             self.bytes_sent += len(buffer)
 
-    async def _write_until_refused(self, buffer: BytesLike, timeouts: Timeouts) -> None:
-        """Write all of it. If the peer speaks up first, hear it, and go on unless it refuses."""
+    async def _write_while_wanted(self, buffer: BytesLike, timeouts: Timeouts) -> None:
+        """Write all of it. If the peer speaks up meanwhile, hear it, and go on as long as it may be reading."""
         rest = memoryview(buffer)
-        while rest and self._early is None:
+        while rest and self._is_body_wanted:
+            if self._has_ended or self._held > HEARD_BYTES:
+                await self._write_unheard(rest, timeouts.write)
+                return
             rest = await self._write_some(rest, timeouts.write)
             if rest:
                 await self._hear(timeouts.read)
-        if rest and not self._is_refused:
-            await self._write(bytes(rest), timeouts.write)
+
+    async def _write_unheard(self, rest: memoryview, timeout: float | None) -> None:
+        """Write on without listening. Where the answer is here as a whole, a server that stops reading has enough."""
+        if self._has_ended:
+            timeout = _smaller(timeout, LATE_ANSWER_SECONDS)
+        for start in range(0, len(rest), COALESCE_BYTES):
+            await self._write(bytes(rest[start : start + COALESCE_BYTES]), timeout)
 
     async def _write_some(self, buffer: memoryview, timeout: float | None) -> memoryview:
         """Write until something can be read; returns what is left of the buffer.
@@ -261,7 +276,8 @@ class HTTP11Connection:
         Bytes that can be read before our first one goes out cannot be the answer to it.
         """
         is_first = self._is_reused and not self.bytes_offered
-        if is_first and self.stream.get_extra_info("is_readable"):
+        # A stream that cannot tell (`None`) is not used again either: in doubt for a new connection.
+        if is_first and self.stream.get_extra_info("is_readable") is not False:
             raise _NotIdleError
         before = self.bytes_offered
         self.bytes_offered += len(buffer)
@@ -273,17 +289,18 @@ class HTTP11Connection:
         return buffer[sent:]
 
     async def _hear(self, timeout: float | None) -> None:
-        """Take what has come while we were sending, and keep the final response, if it is that."""
+        """Take what has come while we were sending, and keep what there is of the final response."""
         try:
             await self._fill(timeout)
         except ReadError as error:
             raise WriteError(
                 "the connection broke while the request was being sent", phase="write", errno=error.errno
             ) from error
-        while (event := self._session.next_event()) is not None:
+        while self._early is None and (event := self._session.next_event()) is not None:
             if isinstance(event, ResponseHead):
                 self._early = event
-                return
+        if self._early is not None:
+            self._collect()
 
     async def _answer_despite(self, error: WriteError | WriteTimeout, timeout: float | None) -> ResponseHead:
         """Sending failed. If the server had answered before, that is what counts."""
@@ -342,27 +359,32 @@ class HTTP11Connection:
             RemoteProtocolError: the body is cut off or not framed as it should be.
             ReadError, ReadTimeout, DeadlineExceeded: as the stream raised it.
         """
-        if self._failure is not None:
-            raise self._failure
-        pieces: list[bytes] = []
-        while not self._has_ended:
-            try:
+        while True:
+            self._collect()
+            if self._pieces:
+                pieces, self._pieces, self._held = self._pieces, [], 0
+                return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            if self._failure is not None:
+                raise self._failure  # only now: first what came before it
+            if self._has_ended:
+                return b""
+            await self._fill_body(timeout)
+
+    def _collect(self) -> None:
+        """Take what has come of the body, up to what is missing or broken, or to its end."""
+        try:
+            while self._failure is None and not self._has_ended:
                 event = self._session.next_event()
-            except RemoteProtocolError as error:
-                if not pieces:
-                    raise
-                self._failure = error  # first what came before it
-                break
-            if isinstance(event, BodyData):
-                pieces.append(event.data)
-            elif isinstance(event, EndOfResponse):
-                self.trailers = event.trailers
-                self._has_ended = True
-            elif pieces:
-                break
-            else:
-                await self._fill_body(timeout)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+                if event is None:
+                    return
+                if isinstance(event, BodyData):
+                    self._pieces.append(event.data)
+                    self._held += len(event.data)
+                elif isinstance(event, EndOfResponse):
+                    self.trailers = event.trailers
+                    self._has_ended = True
+        except RemoteProtocolError as error:
+            self._failure = error
 
     async def _fill_body(self, timeout: float | None) -> None:
         try:
@@ -386,7 +408,7 @@ class HTTP11Connection:
     @property
     def has_ended(self) -> bool:
         """Whether the response was read to its end."""
-        return self._has_ended
+        return self._has_ended and not self._pieces
 
     @property
     def exchanges(self) -> int:
@@ -406,8 +428,8 @@ class HTTP11Connection:
     async def drain(self) -> None:
         """Read a small rest of the response, if that is quicker than a new connection.
 
-        A rest of declared length is waited for, but not long. Of any other only what is here already is taken:
-        it may be an endless one. Never raises for what the peer does.
+        A rest of declared length is waited for, but not long, and only on a stream that knows of time limits. Of any
+        other only what is here already is taken: it may be an endless one. Never raises for what the peer does.
         """
         session = self._session
         left = session.body_left
@@ -417,21 +439,20 @@ class HTTP11Connection:
             or session.is_answered_early
         ):
             return
+        may_wait = left is not None and self.stream.is_watchful
         limit = Limit(DRAIN_SECONDS, self._runtime.now, "read")
-        budget = DRAIN_BYTES
         try:
-            while not self._has_ended and budget >= 0 and self._failure is None:
-                event = session.next_event()
-                if isinstance(event, BodyData):
-                    budget -= len(event.data)
-                elif isinstance(event, EndOfResponse):
-                    self._has_ended = True
-                elif left is None and not self.stream.get_extra_info("is_readable"):
+            while True:
+                self._collect()
+                if self._has_ended or self._failure is not None or self._held > DRAIN_BYTES:
                     return
-                else:
-                    await self._fill(limit.remaining())
+                if not may_wait and not self.stream.get_extra_info("is_readable"):
+                    return
+                await self._fill(limit.remaining())
         except LaminaError:
             self._has_ended = False
+        finally:
+            self._pieces, self._held = [], 0
 
     def start_next(self) -> bool:
         """Make ready for another request. Returns whether that is possible; if not, it is to be closed."""

@@ -176,11 +176,6 @@ class HTTP11Session:
         except h11.LocalProtocolError as error:
             raise LocalProtocolError(str(error), phase="write") from error
 
-    @property
-    def is_request_complete(self) -> bool:
-        """Whether all of the request was handed out for sending."""
-        return self._h11.our_state not in (h11.IDLE, h11.SEND_BODY)
-
     # --- receiving -----------------------------------------------------------------------------------------
 
     def receive(self, data: bytes) -> None:
@@ -320,9 +315,8 @@ class HTTP11Session:
                 length = value
             elif name == b"transfer-encoding":
                 transfer_encoding = value
-            elif name == b"keep-alive":
-                found = _KEEP_ALIVE_TIMEOUT.search(value)
-                self._keep_alive_timeout = None if found is None else int(found.group(1))
+            elif name == b"keep-alive" and (found := _KEEP_ALIVE_TIMEOUT.search(value)) is not None:
+                self._keep_alive_timeout = int(found.group(1))
         # RFC 9112, section 6.3: both at once "might indicate an attempt to perform response splitting". The
         # body is read by its chunks, as the RFC says; what follows it on this connection is not trusted.
         self._is_framing_ambiguous = length is not None and transfer_encoding is not None

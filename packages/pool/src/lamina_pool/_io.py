@@ -17,12 +17,21 @@ if TYPE_CHECKING:
     from ._body import ResponseBody
 
 
+END = object()
+"""What `BodySource.next` returns at the end. Not `None`, which an iterator may yield by mistake."""
+
+
 class Stream(Protocol):
     """A network stream; the methods are those of `AsyncNetworkStream`, and their contracts too."""
 
     @property
     def public(self) -> Any:
         """The stream as the backend gave it, for `extensions["network_stream"]`."""
+        ...
+
+    @property
+    def is_watchful(self) -> bool:
+        """Whether it has the ability of `InterruptibleWriter`, and so knows of time limits too."""
         ...
 
     async def read(self, max_bytes: int, timeout: float | None) -> bytes:
@@ -44,7 +53,7 @@ class Stream(Protocol):
         ...
 
     def get_extra_info(self, info: str) -> Any:
-        """See `NetworkStream.get_extra_info`."""
+        """See `NetworkStream.get_extra_info`. `None` if the stream has no such method."""
         ...
 
     def close_now(self) -> None:
@@ -56,6 +65,20 @@ class Stream(Protocol):
         ...
 
 
+class CallerError(Exception):
+    """Carries an exception of the caller's own code (a body's iterator, a callback) past our handlers.
+
+    It may be of any class, one of lamina's too, and would be taken for our own. The public faces raise the original.
+
+    Attributes:
+        original: what the caller's code raised.
+    """
+
+    def __init__(self, original: Exception) -> None:
+        super().__init__(original)
+        self.original = original
+
+
 class BodySource(Protocol):
     """The body of a request, piece by piece."""
 
@@ -65,7 +88,11 @@ class BodySource(Protocol):
         ...
 
     async def next(self) -> Any:
-        """The next piece, which should be bytes-like, or `None` at the end."""
+        """The next piece, which should be bytes-like, or `END`.
+
+        Raises:
+            CallerError: the iterator raised.
+        """
         ...
 
     def put_back(self, piece: BytesLike) -> None:

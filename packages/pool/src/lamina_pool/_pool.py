@@ -12,6 +12,9 @@ How nothing is lost:
   one, to take care of it. Every step takes care of that queue first.
 - The scheduler's actions go onto a queue as well, inside the same step. Who is interrupted while carrying them out
   leaves the rest to whoever comes next.
+- Code that is not ours can run there too: an abandoned generator that holds a response closes it when it is
+  collected, a signal handler closes the pool. If it comes in the midst of a step of this very thread, its own step
+  is put off until that one is done, where waiting for the lock would be for ever.
 - A step, or an action, that an exception tore apart is marked as such beforehand. The next step has the scheduler
   compute everything again (`Scheduler.rebuild`).
 - Everything that closes is a plain function that never waits, so no path of an error or a cancellation does.
@@ -23,11 +26,15 @@ import os
 import random
 import warnings
 import weakref
+from _thread import get_ident
 from collections import deque
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from lamina_interfaces import (
     GLANCE_SECONDS,
+    ArgumentTypeError,
+    ConcurrencyError,
     LaminaError,
     Limit,
     PoolClosed,
@@ -37,7 +44,7 @@ from ._body import ResponseBody
 from ._checks import Timeouts, check_request
 from ._connection import StaleConnectionError
 from ._dialling import Dialler
-from ._models import Response
+from ._models import Request, Response
 from ._scheduler import Close, Scheduler, SlotState, Waiter, WaiterState
 from ._stats import PooledConnection, PoolStats, snapshot
 
@@ -49,9 +56,11 @@ if TYPE_CHECKING:
     from ._dialling import DialOptions
     from ._http11 import ResponseHead
     from ._io import World
-    from ._models import Request
     from ._scheduler import Action, Limits
     from ._urls import Origin
+
+
+T = TypeVar("T")
 
 
 class ConnectionKey(NamedTuple):
@@ -125,6 +134,8 @@ class Pool:
 
     def _reset(self) -> None:
         self._lock = self._runtime.create_lock()
+        self._stepper = 0  # the thread that is in a step, if the lock is held
+        self._put_off: deque[Callable[[], None]] = deque()
         self._scheduler = Scheduler(self._limits, random.random)
         self._todo: deque[Action] = deque()
         self._abandoned: deque[Claim] = deque()
@@ -143,22 +154,48 @@ class Pool:
 
         Its first argument is the waiter that it is about, if it is about one.
         """
+        step = partial(self._take_step, event, *arguments, **options)
+        if self.is_in_step:
+            self._put_off.append(step)
+            return
         with self._lock:
-            self._begin_step(arguments[0] if arguments else None)
-            self._todo.extend(event(*arguments, **options))
-            self._is_torn = False
+            self._take_steps(step)
 
-    def _begin_step(self, subject: object) -> None:
+    def _take_steps(self, step: Callable[[], None]) -> None:
+        try:
+            self._stepper = get_ident()
+            step()
+            while self._put_off:
+                self._put_off.popleft()()
+        finally:
+            self._stepper = 0
+
+    @property
+    def is_in_step(self) -> bool:
+        """Whether this very thread is in the midst of a step: this is a finaliser, or a signal handler."""
+        return self._stepper == get_ident() and self._lock.locked()
+
+    def _take_step(self, event: Callable[..., Sequence[Action]], *arguments: Any, **options: Any) -> None:
         if self._is_torn or self._is_doubtful:
             self._is_torn = True
             self._is_doubtful = False
             self._todo.extend(self._scheduler.rebuild(self._torn_waiter))
-        self._torn_waiter = subject if isinstance(subject, Waiter) else None
+        subject = arguments[0] if arguments else None
+        waiter = subject if isinstance(subject, Waiter) else None
+        self._torn_waiter = waiter
         self._is_torn = True
+        self._todo.extend(event(*arguments, **options))
+        if waiter is not None and waiter.state is WaiterState.PARKED:
+            waiter.payload = self._runtime.create_event()
+            self._sleepers[waiter] = None
+        self._torn_waiter = None
+        self._is_torn = False
 
     def _settle(self) -> None:
         """Carry out what there is to do, until there is nothing."""
-        if self._is_torn or self._is_doubtful:
+        if self.is_in_step:
+            return  # whoever is in it will
+        if self._is_torn or self._is_doubtful or self._put_off:
             self._step(_no_event)  # for what is to be made good
         try:
             while self._todo or self._abandoned:
@@ -219,6 +256,8 @@ class Pool:
         Raises:
             LaminaError: see `ConnectionPool.handle_request`. No connection is held then.
         """
+        if not isinstance(request, Request):
+            raise ArgumentTypeError(f"request must be a Request, not {type(request).__name__}")
         framing = check_request(request, blocking=self._world.is_blocking)
         timeouts = Timeouts.from_extensions(request.extensions)
         origin = request.url.origin
@@ -278,14 +317,12 @@ class Pool:
     ) -> HTTP11Connection:
         if limit.is_ambient:
             Limit(None, self._now, "pool").check()  # a pool timeout of 0 still takes what needs no waiting
+        if self.is_in_step:
+            raise ConcurrencyError(
+                "a finaliser or signal handler sent a request in the midst of a step of the pool"
+            )
         self._reclaim()
-        waiter = claim.waiter
-        with self._lock:
-            self._begin_step(waiter)
-            self._todo.extend(self._scheduler.acquire(waiter, self._now()))
-            if waiter.state is WaiterState.PARKED:
-                self._fall_asleep(waiter)
-            self._is_torn = False
+        self._step(self._scheduler.acquire, claim.waiter, self._now())
         self._settle()
         return await self._granted(claim, request, timeouts, limit)
 
@@ -293,13 +330,7 @@ class Pool:
         self, claim: Claim, request: Request, timeouts: Timeouts, limit: Limit, *, fresh: bool
     ) -> HTTP11Connection:
         """The claim's connection was dead, and is closed; get another one in its place."""
-        waiter = claim.waiter
-        with self._lock:
-            self._begin_step(waiter)
-            self._todo.extend(self._scheduler.replace(waiter, self._now(), fresh=fresh))
-            if waiter.state is WaiterState.PARKED:
-                self._fall_asleep(waiter)
-            self._is_torn = False
+        self._step(self._scheduler.replace, claim.waiter, self._now(), fresh=fresh)
         claim.connection = None  # not before: nobody may take the dead one for one that was never touched
         self._settle()
         return await self._granted(claim, request, timeouts, limit)
@@ -320,10 +351,6 @@ class Pool:
         claim.connection = waiter.slot.connection
         return waiter.slot.connection  # type: ignore[no-any-return] # the scheduler knows connections as Any
 
-    def _fall_asleep(self, waiter: Waiter) -> None:
-        waiter.payload = self._runtime.create_event()
-        self._sleepers[waiter] = None
-
     async def _sleep_until_served(self, waiter: Waiter, limit: Limit) -> None:
         try:
             while waiter.state is WaiterState.PARKED:
@@ -333,17 +360,12 @@ class Pool:
                 if not await waiter.payload.wait(seconds) and limit.expired():
                     raise limit.error(f"no connection became free: {self._describe_counts()}")
                 # First a new alarm, then a look: what is left undone in between is seen by the one or the other.
-                self._renew_alarm(waiter)
+                if waiter.payload.is_set():
+                    self._step(_no_event, waiter)
                 self._settle()
         finally:
             self._sleepers.pop(waiter, None)
             self._settle()  # the alarm may have been meant for anybody
-
-    def _renew_alarm(self, waiter: Waiter) -> None:
-        """Let a waiter that was woken by a finaliser sleep on; an event can be set only once."""
-        with self._lock:
-            if waiter.state is WaiterState.PARKED and waiter.payload.is_set():
-                waiter.payload = self._runtime.create_event()
 
     def explain(self, error: LaminaError, origin: Origin) -> LaminaError:
         """Say which origin it was; and if the pool was closed under the request, say that instead."""
@@ -363,24 +385,42 @@ class Pool:
         self._dialler.close()
         self._settle()
 
+    def reap(self) -> None:
+        """Close the idle connections whose time is over."""
+        self._step(self._scheduler.expire, self._now())
+        self._settle()
+
     def stats(self) -> PoolStats:
         """Counts, in constant time."""
-        self._settle()
-        with self._lock:
-            scheduler = self._scheduler
-            return PoolStats(
-                connections=scheduler.total,
-                active=scheduler.active,
-                idle=scheduler.idle,
-                connecting=scheduler.dialling,
-                queued=scheduler.waiting,
-            )
+        return self._look(self._count)
 
     def connections(self) -> list[PooledConnection]:
         """What each connection is doing, oldest first."""
+        return self._look(lambda: [snapshot(slot) for slot in self._scheduler.slots()])
+
+    def _look(self, look: Callable[[], T]) -> T:
+        """Look at the scheduler when it is at rest; from within a step of this thread, as it is."""
+        if self.is_in_step:
+            return look()
         self._settle()
-        with self._lock:
-            return [snapshot(slot) for slot in self._scheduler.slots()]
+        found: list[T] = []
+
+        def event() -> Sequence[Action]:
+            found.append(look())
+            return ()
+
+        self._step(event)
+        return found[0]
+
+    def _count(self) -> PoolStats:
+        scheduler = self._scheduler
+        return PoolStats(
+            connections=scheduler.total,
+            active=scheduler.active,
+            idle=scheduler.idle,
+            connecting=scheduler.dialling,
+            queued=scheduler.waiting,
+        )
 
     @property
     def is_closed(self) -> bool:
@@ -418,7 +458,8 @@ class Pool:
         warnings.warn(f"unclosed pool with {total} connections", ResourceWarning, source=self, stacklevel=1)
 
 
-def _no_event() -> Sequence[Action]:
+def _no_event(_: Waiter | None = None) -> Sequence[Action]:
+    """Nothing happens, but for what a step does by itself: make good, and give a parked waiter an alarm."""
     return ()
 
 

@@ -121,7 +121,6 @@ class Slot:
         connection: the shell's own object, from `opened` on.
         capacity: how many requests the connection can carry at once; 1 for HTTP/1.1.
         in_use: how many it carries.
-        reused: whether it has carried a request before.
     """
 
     __slots__ = (
@@ -132,7 +131,6 @@ class Slot:
         "capacity",
         "connection",
         "in_use",
-        "reused",
         "state",
     )
 
@@ -144,7 +142,6 @@ class Slot:
         self.connection: Any = None
         self.capacity = 0
         self.in_use = 0
-        self.reused = False
         self.state = SlotState.DIALLING
 
     @property
@@ -328,7 +325,6 @@ class Scheduler:
             self._drop(slot, actions)
         elif state is WaiterState.GRANTED and slot is not None and slot.state is SlotState.OPEN:
             slot.in_use -= 1
-            slot.reused = True
             slot._is_retired |= not reusable
             slot._origin.spare.pop(slot, None)  # it comes back on top
             if slot.in_use == 0 and not reusable:

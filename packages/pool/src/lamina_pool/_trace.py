@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from lamina_interfaces import ArgumentTypeError, running_runtime
 
+from ._io import CallerError
+
 if TYPE_CHECKING:
     import logging
     from collections.abc import Awaitable, Callable
@@ -77,6 +79,8 @@ class Tracer:
 
     async def failed(self, name: str, exception: BaseException) -> None:
         """A step ended in an error, or was cancelled."""
+        if isinstance(exception, CallerError):
+            exception = exception.original
         await self._tell(f"{name}.failed", {"exception": exception})
 
     async def around(
@@ -110,21 +114,27 @@ class Tracer:
 
     async def _tell(self, name: str, info: dict[str, Any]) -> None:
         if self._callback is not None:
-            answer = self._callback(f"{self._prefix}.{name}", info)
-            if answer is not None and hasattr(answer, "__await__"):
-                if running_runtime() == "threads":
-                    close = getattr(answer, "close", None)
-                    if close is not None:
-                        close()  # or Python warns that it was never awaited
-                    raise ArgumentTypeError(
-                        "the trace extension must be a plain function, not async, in blocking use."
-                    )
-                await answer
+            try:
+                answer = self._callback(f"{self._prefix}.{name}", info)
+                if is_blocked := _must_not_wait(answer):
+                    answer.close()  # or Python warns that it was never awaited
+                elif hasattr(answer, "__await__"):
+                    await answer
+            except Exception as error:
+                raise CallerError(error) from error
+            if is_blocked:
+                raise ArgumentTypeError(
+                    "the trace extension must be a plain function, not async, in blocking use."
+                )
         if self._logger is not None:
             self._logger.debug(_line(name, info))
 
     def __repr__(self) -> str:
         return f"<Tracer [{self._prefix!r}, callback: {self._callback!r}, log: {self._logger is not None}]>"
+
+
+def _must_not_wait(answer: object) -> bool:
+    return hasattr(answer, "__await__") and hasattr(answer, "close") and running_runtime() == "threads"
 
 
 def _debug_logger(prefix: str) -> logging.Logger | None:
