@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 THREADS = 32
 LIMIT = 8
 MAX_GROWTH = 2 * 1024 * 1024
-"""Bytes by which the resident memory may grow from a tenth of the way to the end (faults, K03)."""
+"""Bytes by which the resident memory may grow from a tenth of the way to the end (K03)."""
 
 
 class Counts(NamedTuple):

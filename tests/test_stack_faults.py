@@ -443,7 +443,7 @@ def test_closing_ends_every_wait_within_a_second_I02(
 def test_closing_many_connections_is_quick_though_nobody_reads_C11(
     fault_server: StartServer, certificates: Certificates
 ) -> None:
-    """Needs, 8: no waiting for a close_notify that never comes."""
+    """No waiting for a close_notify that never comes."""
     done = threading.Event()
 
     def behave(sock: socket.socket) -> None:

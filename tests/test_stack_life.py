@@ -49,7 +49,7 @@ def get(url: str) -> Request:
 def test_parent_and_child_never_share_a_connection_I04(
     tls: bool, fault_server: StartServer, certificates: Certificates
 ) -> None:
-    """Needs, 11: no cross-talk, and the parent's connections, idle and active, go on."""
+    """No cross-talk, and the parent's connections, idle and active, go on."""
     server = fault_server(echo, context=certificates.server if tls else None)
     with ConnectionPool(ssl_context=certificates.client, max_connections=4) as pool:
         held = pool.handle_request(get(f"{server.url}/large"))

@@ -138,7 +138,7 @@ def test_a_refused_upload_is_answered(pool: ConnectionPool, url: str) -> None:
 def test_a_server_that_recycles_its_connections_costs_no_error(
     nginx_runner: NginxRunner, certificates: Certificates, scheme: str
 ) -> None:
-    """Needs, 50: nginx closes each connection after its tenth request. A thousand requests, no error."""
+    """Nginx closes each connection after its tenth request. A thousand requests, no error."""
     recycling = nginx_runner.start(keepalive_requests=10)
     url = recycling.http if scheme == "http" else recycling.https
     with ConnectionPool(ssl_context=certificates.client) as pool:

@@ -4,8 +4,9 @@
 
 PACKAGE is a folder under ``packages/``. BUMP is what ``hatch version`` takes (major, minor, patch, 1.2.3), or
 ``none`` for the version as it stands, which is how the first release is made. All of it happens to a copy
-first; only with ``--tag``, and only where that went well, is the tree changed. Nothing is ever published: the
-last line printed is the command for that.
+first, of the files that git knows or would add; only with ``--tag``, and only where that went well, is the tree
+changed. Where the commit or the tag is refused, by a hook for instance, the tree is put back. Nothing is ever
+published: the last line printed is the command for that.
 """
 
 from __future__ import annotations
@@ -36,6 +37,46 @@ def run(*command: str | Path, cwd: Path = ROOT) -> str:
 
 def git(*arguments: str | Path) -> str:
     return run("git", *arguments)
+
+
+def copy_project(project: Path, copy: Path) -> None:
+    """Copy a package without the files that git ignores: what lies about in the tree is not for users."""
+    listing = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", ".", cwd=project)
+    for name in filter(None, listing.split("\0")):
+        source, target = project / name, copy / name
+        if source.exists():  # a file removed in the tree is listed until its removal is committed
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target)
+
+
+def commit_and_tag(project: Path, part: str, new: str, tag: str, message: str) -> None:
+    """Write to the tree, commit and tag; where that fails, put everything back and end the release."""
+    before = git("rev-parse", "HEAD")
+    folder = f"packages/{project.name}"
+    try:
+        bump(project, part)
+        write_changelog(project, new)
+        git("add", "--all", folder)
+        git("commit", "--message", f"Release {message}")
+        git("tag", "--annotate", tag, "--message", message)
+    except BaseException as error:
+        if isinstance(error, SystemExit):
+            print(error.code, file=sys.stderr)
+        # The tree was clean: whatever differs in the package's folder has been written just now.
+        steps = (
+            ["git", "reset", "--quiet", "--soft", before],
+            ["git", "reset", "--quiet", before, "--", folder],
+            ["git", "checkout", "--quiet", before, "--", folder],
+            ["git", "clean", "--quiet", "--force", "-d", "--", folder],
+        )
+        for step in steps:
+            done = subprocess.run(step, cwd=ROOT, capture_output=True, text=True, check=False)
+            if done.returncode:
+                commands = "\n".join(f"  {' '.join(each)}" for each in steps)
+                sys.exit(f"{done.stderr}\n{folder} is changed; to go back to {before[:12]}:\n{commands}")
+        if isinstance(error, SystemExit):
+            sys.exit("nothing is committed or tagged, and the tree is as it was")
+        raise
 
 
 def bump(project: Path, part: str) -> tuple[str, str]:
@@ -120,7 +161,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch, folder)
-        shutil.copytree(project, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        copy_project(project, copy)
         old, new = bump(copy, options.bump)
         tag = f"{folder}/v{new}"
         if tag in tags:
@@ -137,13 +178,9 @@ def main() -> None:
                 "This was a rehearsal: the tree is as it was. With --tag it is written, committed and tagged."
             )
             return
+        commit_and_tag(project, options.bump, new, tag, f"{name} {new}")
         shutil.copytree(Path(scratch, "dist"), ROOT / "dist" / folder, dirs_exist_ok=True)
 
-    bump(project, options.bump)
-    write_changelog(project, new)
-    git("add", "--all", f"packages/{folder}")
-    git("commit", "--message", f"Release {name} {new}")
-    git("tag", "--annotate", tag, "--message", f"{name} {new}")
     print("To publish:")
     print(f"  git push origin HEAD {tag} && twine upload", *(f"dist/{folder}/{file.name}" for file in files))
 

@@ -17,6 +17,7 @@ import pytest
 
 import lamina
 from lamina import _cli
+from lamina.__main__ import command
 from lamina._cli import explain, main
 from lamina._cli_arguments import MEANINGS, Exit, Options, parse
 from lamina._demo_server import DemoServer
@@ -262,6 +263,8 @@ FAILURES: list[tuple[str, Arguments, Exit, str]] = [
     ("no file to send", lambda a, b, t: ["-d", f"@{t / 'no'}", a.url()], Exit.ARGUMENT, "cannot read"),
     ("a folder to send", lambda a, b, t: ["-d", f"@{t}", a.url()], Exit.ARGUMENT, "cannot read"),
     ("no certificates", lambda a, b, t: ["--cacert", str(t / "no"), b.url()], Exit.ARGUMENT, "cannot read"),
+    ("no name of certificates", lambda a, b, t: ["--cacert", "", b.url()], Exit.ARGUMENT, "names no file"),
+    ("no name of a socket", lambda a, b, t: ["--uds", "", a.url()], Exit.ARGUMENT, "names no socket"),
     ("bad certificates", lambda a, b, t: ["--cacert", __file__, b.url()], Exit.ARGUMENT, "in PEM form"),
     ("an unknown backend", lambda a, b, t: ["--backend", "nosuch", a.url()], Exit.ARGUMENT, "'nosuch'"),
     ("a refused connection", lambda a, b, t: [f"http://127.0.0.1:{closed_port()}/"], Exit.CONNECT, "refused"),
@@ -333,6 +336,7 @@ def test_a_failure_is_one_line_and_a_code(
         ["--insecure", "--cacert", "file", "https://localhost/"],
         ["http://localhost/", "http://localhost/"],
         ["--verb", "http://localhost/"],
+        ["-X", "", "http://localhost/"],
     ],
     ids=" ".join,
 )
@@ -382,6 +386,26 @@ def test_the_codes_are_a_promise() -> None:
         "OUTPUT": 8,
         "INTERRUPTED": 130,
     }
+
+
+ADVICE = [
+    ("localhost", "write https://localhost"),
+    ("localhost:8080/x?y", "write https://localhost:8080/x?y"),
+    ("//localhost/x", "write https://localhost/x"),
+    ("http:/localhost/", "write http://localhost/"),
+    ("HTTPS:localhost", "write https://localhost"),
+    ("/etc", "write https://HOST/etc"),
+    ("", "write https://HOST/"),
+    ("http://u:p@h/path?q=1", "write http://h/path?q=1 and -H 'Authorization: Basic …'"),
+    ("http://u:p@h?q=/1", "write http://h?q=/1 and -H"),
+    ("https://u@h", "write https://h/ and -H"),
+]
+
+
+@pytest.mark.parametrize(("url", "advice"), ADVICE)
+def test_the_advice_is_a_url_that_works(url: str, advice: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main([url]) == Exit.ARGUMENT
+    assert advice in capfd.readouterr().err
 
 
 ERRORS: list[tuple[LaminaError, Exit]] = [
@@ -515,7 +539,8 @@ def test_an_interrupt_leaves_no_half_file(server: DemoServer, tmp_path: Path) ->
         for line in process.stderr:
             if line == b"<\n":  # the head is there, and the body will never be
                 break
-        assert os.listdir(tmp_path) == ["body.part"]
+        (name,) = os.listdir(tmp_path)
+        assert name.endswith(".part")
         process.send_signal(signal.SIGINT)
         rest = process.stderr.read()
         assert process.wait(50) == Exit.INTERRUPTED
@@ -542,12 +567,150 @@ def test_a_terminal_of_few_letters_gets_what_it_can_show(
     assert main(["http://localhost/ü"]) == Exit.ARGUMENT
 
 
+posix = pytest.mark.skipif(os.name != "posix", reason="descriptors and signals as POSIX has them")
+full_device = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no full device")
+
+
+@posix
+@pytest.mark.parametrize(
+    ("redirection", "words"),
+    [("<&-", b"standard input: it is closed"), ("0>/dev/null", b"standard input: Bad file descriptor")],
+)
+def test_an_input_that_cannot_be_read_is_told_of(redirection: str, words: bytes, server: DemoServer) -> None:
+    done = subprocess.run(
+        f"{' '.join(COMMAND)} -d @- {server.url('/echo')} {redirection}",
+        shell=True, capture_output=True, timeout=50, check=False,
+    )  # fmt: skip
+    assert done.returncode == Exit.ARGUMENT
+    assert done.stderr == b"lamina: cannot read the " + words + b"\n"
+    assert server.connections == 0
+
+
+@full_device
+@pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-", "2>&0"], ids=["full", "closed", "gone"])
+def test_a_standard_error_that_takes_nothing_changes_nothing(redirection: str, server: DemoServer) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)  # as the descriptor 0 it is a pipe that nobody reads: what `2> >(true)` becomes
+    try:
+        for arguments, code, body in (
+            (["http://127.0.0.1:1/"], Exit.CONNECT, b""),
+            (["-v", server.url()], Exit.OK, b"Hello, world!\n"),
+            (["-v", "--fail", server.url("/status/404")], Exit.HTTP_ERROR, b""),
+            (["--nonsense"], Exit.USAGE, b""),
+        ):
+            done = subprocess.run(
+                f"{' '.join(COMMAND)} {' '.join(arguments)} {redirection}",
+                shell=True, stdin=writer, stdout=subprocess.PIPE, timeout=50, check=False,
+            )  # fmt: skip
+            assert done.returncode == code
+            assert done.stdout == body or code is Exit.USAGE  # argparse may fall back on it
+    finally:
+        os.close(writer)
+
+
+@posix
+def test_the_time_limit_is_for_a_silent_input_too(server: DemoServer) -> None:
+    reader, writer = os.pipe()
+    try:
+        done = run("--timeout", "0.3", "-d", "@-", server.url("/echo"), stdin=reader)
+    finally:
+        os.close(reader)
+        os.close(writer)
+    assert done.returncode == Exit.TIMEOUT
+    assert b"waiting for the data to send; give it more time" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+@posix
+@pytest.mark.parametrize("method", [["-d"], ["-o"]], ids=["read", "written"])
+def test_the_time_limit_is_for_a_pipe_whose_other_end_is_closed(
+    method: list[str], server: DemoServer, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    name = f"{'@' if method == ['-d'] else ''}{tmp_path / 'pipe'}"
+    assert run("--timeout", "0.3", *method, name, server.url("/echo")).returncode == Exit.TIMEOUT
+    assert os.listdir(tmp_path) == ["pipe"]
+
+
+@posix
+def test_the_time_limit_is_for_a_reader_that_stalls_too(server: DemoServer) -> None:
+    with subprocess.Popen(
+        [*COMMAND, "-v", "--timeout", "0.5", server.url("/large/50000000")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stderr is not None
+        text = process.stderr.read().decode()
+        assert process.wait(50) == Exit.TIMEOUT
+    assert text.endswith("give it more time with --timeout\n")
+    assert "waiting for the output to be read" in text
+    assert "\n  body " in text
+
+
+@posix
+def test_a_slow_pipe_gets_all_of_it_within_the_limit(server: DemoServer) -> None:
+    done = run("--timeout", "40", server.url("/large/3000000"))
+    assert (done.returncode, done.stdout) == (0, bytes(3_000_000))
+    done = run("--timeout", "40", "-d", "@-", server.url("/echo"), input=b"x" * 300_000)
+    assert done.stdout.decode().splitlines()[-1] == digest(b"x" * 300_000)
+
+
+@posix
+def test_a_pipe_that_does_not_block_is_waited_for(server: DemoServer) -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with subprocess.Popen([*COMMAND, server.url("/large/3000000")], stdout=writer) as process:
+        os.close(writer)
+        with open(reader, "rb") as file:
+            assert file.read() == bytes(3_000_000)
+        assert process.wait(50) == 0
+
+
+def test_help_is_for_every_terminal() -> None:
+    for encoding in ("ascii", "latin-1", "utf-8"):
+        done = run("--help", env={**os.environ, "PYTHONIOENCODING": encoding})
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert "exit codes:" in done.stdout.decode(encoding)
+
+
+INTERRUPTED_IMPORT = """
+import importlib.abc, os, signal, sys
+
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Finder())
+sys.argv[1:] = ["http://127.0.0.1:1/"]
+from lamina.__main__ import command
+sys.exit(command())
+"""
+
+
+@posix
+@pytest.mark.parametrize("module", ["lamina._cli", "argparse", "lamina_pool", "h11", "lamina_timeouts"])
+def test_an_interrupt_while_it_starts_is_no_traceback(module: str) -> None:
+    script = INTERRUPTED_IMPORT.format(module=module)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=50, check=False)
+    assert (done.returncode, done.stderr) == (130, b"lamina: interrupted\n")
+
+
+@posix
+def test_an_interrupt_that_the_shell_ignores_stays_ignored(server: DemoServer) -> None:
+    script = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)" + INTERRUPTED_IMPORT.format(
+        module="lamina_pool"
+    ).replace("http://127.0.0.1:1/", server.url())
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=50, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"Hello, world!\n", b"")
+
+
 # --- as a command ------------------------------------------------------------------------------------------
 
 
 def test_it_is_installed_as_a_command() -> None:
     (script,) = importlib.metadata.entry_points(group="console_scripts", name="lamina")
-    assert script.load() is main
+    assert script.load() is command
 
 
 def test_the_module_is_the_command() -> None:

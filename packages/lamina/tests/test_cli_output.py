@@ -72,7 +72,7 @@ def test_an_empty_body_is_an_empty_file(server: DemoServer, tmp_path: Path) -> N
 
 def test_a_device_is_written_as_it_is(server: DemoServer) -> None:
     assert main(["-o", os.devnull, server.url()]) == 0
-    assert not os.path.exists(os.devnull + ".part")
+    assert [name for name in os.listdir(os.path.dirname(os.devnull)) if name.endswith(".part")] == []
 
 
 def test_a_full_device_is_told_of(server: DemoServer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,8 +102,72 @@ def test_a_file_whose_name_was_taken_meanwhile_is_told_of(tmp_path: Path) -> Non
 
 def test_a_partial_file_that_somebody_removed_is_no_failure(tmp_path: Path) -> None:
     with Output(str(tmp_path / "body")):
-        (tmp_path / "body.part").unlink()
+        (name,) = os.listdir(tmp_path)
+        (tmp_path / name).unlink()
     assert os.listdir(tmp_path) == []
+
+
+def test_two_at_once_do_not_mix(tmp_path: Path) -> None:
+    file = tmp_path / "body"
+    with Output(str(file)) as first, Output(str(file)) as second:
+        first.write(b"A" * 10)
+        second.write(b"B" * 4)
+        first.write(b"A" * 10)
+        first.complete()
+        assert file.read_bytes() == b"A" * 20
+        second.write(b"B" * 16)
+        second.complete()
+        assert file.read_bytes() == b"B" * 20
+    assert os.listdir(tmp_path) == ["body"]
+
+
+def test_the_file_of_somebody_else_is_not_touched(server: DemoServer, tmp_path: Path) -> None:
+    (tmp_path / "victim").write_bytes(b"precious")
+    (tmp_path / "body.part").symlink_to(tmp_path / "victim")
+    (tmp_path / "other.part").write_bytes(b"my notes")
+    assert main(["-o", str(tmp_path / "body"), server.url()]) == 0
+    assert main(["-o", str(tmp_path / "other"), server.url("/cut")]) == Exit.RESPONSE
+    assert (tmp_path / "victim").read_bytes() == b"precious"
+    assert (tmp_path / "other.part").read_bytes() == b"my notes"
+    assert not (tmp_path / "body").is_symlink()
+    assert sorted(os.listdir(tmp_path)) == ["body", "body.part", "other.part", "victim"]
+
+
+def test_a_name_that_is_taken_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "victim").write_bytes(b"precious")
+    (tmp_path / "body.00000000.part").symlink_to(tmp_path / "victim")
+    tokens = iter([b"\0\0\0\0", b"\0\0\0\1"])
+    monkeypatch.setattr(os, "urandom", lambda size: next(tokens))
+    with Output(str(tmp_path / "body")) as output:
+        assert "body.00000001.part" in os.listdir(tmp_path)
+        output.write(b"data")
+        output.complete()
+    assert (tmp_path / "victim").read_bytes() == b"precious"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes as POSIX has them")
+def test_the_file_has_its_mode_from_the_beginning(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.touch()
+    secret.chmod(0o600)
+    old = os.umask(0o027)
+    try:
+        with Output(str(secret)), Output(str(tmp_path / "new")) as output:
+            modes = {name.partition(".")[0]: (tmp_path / name).stat().st_mode & 0o777
+                     for name in os.listdir(tmp_path) if name.endswith(".part")}  # fmt: skip
+            assert modes == {"secret": 0o600, "new": 0o640}
+            output.complete()
+    finally:
+        os.umask(old)
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("name", ["n" * 255, "\u00e9" * 127, "\U0001f600" * 63], ids=len)
+def test_a_name_may_be_as_long_as_the_system_takes(name: str, tmp_path: Path) -> None:
+    with Output(str(tmp_path / name)) as output:
+        output.write(b"data")
+        output.complete()
+    assert os.listdir(tmp_path) == [name]
 
 
 # --- progress ----------------------------------------------------------------------------------------------
@@ -144,6 +208,16 @@ def test_the_bar_is_drawn_now_and_then_and_at_the_end() -> None:
     assert terminal.text.startswith("\r  0%")
     assert "100%" in terminal.text
     assert terminal.text.endswith("\n")
+
+
+def test_a_terminal_that_goes_away_is_no_failure() -> None:
+    class Gone(Terminal):
+        def write(self, text: str) -> int:
+            raise OSError(5, "Input/output error")
+
+    progress = Progress(1000, Gone())  # type: ignore[arg-type] # enough of a text stream
+    progress.advance(500)
+    progress.end()
 
 
 def test_nothing_is_drawn_for_nobody() -> None:

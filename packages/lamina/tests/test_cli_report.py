@@ -91,15 +91,50 @@ def test_the_waterfall_has_a_bar_for_each_step(
 def test_a_failure_shows_how_far_it_came(server: DemoServer, capfd: pytest.CaptureFixture[str]) -> None:
     lines = told(capfd, "--timeout", "1", server.url("/silent"), code=6)
     assert lines[1].startswith("> GET /silent")
-    assert rows(lines) == ["TCP", "total"]
+    assert rows(lines) == ["TCP", "wait", "total"]
+    wait = next(line for line in lines if line.startswith("  wait "))
+    assert 500 <= float(wait.split()[-2].replace(",", "")) < 1500
+    assert "█" in wait
     assert lines[-1].startswith("lamina: the deadline has passed (phase read, origin http://127.0.0.1")
 
 
 @pytest.mark.usefixtures("no_names")
-def test_a_failure_to_connect_has_no_waterfall(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_look_up_is_drawn(capfd: pytest.CaptureFixture[str]) -> None:
     lines = told(capfd, "http://unknown.invalid/", code=4)
-    assert rows(lines) == []
+    assert rows(lines) == ["DNS", "total"]
     assert lines[-1].startswith("lamina: ")
+
+
+def test_a_refusal_is_drawn(capfd: pytest.CaptureFixture[str]) -> None:
+    lines = told(capfd, "http://127.0.0.1:1/", code=4)
+    assert rows(lines) == ["connect", "total"]
+
+
+def test_a_failed_handshake_is_drawn(server: DemoServer, capfd: pytest.CaptureFixture[str]) -> None:
+    lines = told(capfd, server.url().replace("http", "https"), code=5)
+    assert rows(lines) == ["TCP", "TLS", "total"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [(["/stalled"], ["TCP", "wait", "body", "total"]), (["/silent"], ["TCP", "wait", "total"])],
+)
+def test_the_step_that_took_too_long_is_drawn(
+    arguments: list[str], expected: list[str], server: DemoServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert rows(told(capfd, "--timeout", "0.3", server.url(*arguments), code=6)) == expected
+
+
+def test_without_a_step_there_is_no_waterfall(capfd: pytest.CaptureFixture[str]) -> None:
+    assert len(told(capfd, "-X", "GE T", "http://127.0.0.1:1/", code=3)) == 1
+
+
+def test_what_was_typed_is_shown_as_it_was_typed(
+    server: DemoServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    lines = told(capfd, "-H", "X-Name: café ☕", server.url())
+    assert "> X-Name: café ☕" in lines
+    assert "< X-Name: café" in told(capfd, server.url("/escape"))  # which is Latin-1
 
 
 def test_a_new_attempt_is_told() -> None:

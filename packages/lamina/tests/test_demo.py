@@ -49,7 +49,7 @@ def test_a_row_that_is_not_as_it_should_be_is_marked(
         demo.Row("too many connections", demo.stale_connection, 1),
     )
     monkeypatch.setattr(demo, "ROWS", rows)
-    assert demo.main() == 1
+    assert demo.main([]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if line.startswith("right ") and "!!" not in line]
     assert [line for line in lines if line.startswith("raises ") and "!! LaminaError: out of order" in line]
@@ -62,12 +62,42 @@ def test_without_a_certificate_it_says_what_is_missing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "trustme", None)
-    monkeypatch.setattr(demo, "ROWS", (demo.Row("over TLS", demo.raw_tls_stream, 1, needs_tls=True),))
-    assert demo.main() == 0
+    monkeypatch.setattr(demo, "ROWS", (demo.Row("over TLS", demo.raw_tls_stream, 1, needs=demo.TRUSTME),))
+    assert demo.main([]) == 0
     output = capsys.readouterr().out
-    assert "left out: needs trustme (pip install trustme)" in output
+    assert "left out: needs pip install trustme" in output
     assert "GET http://demo.test" in output
     assert output.endswith("all as it should be; 1 left out\n")
+
+
+@pytest.mark.parametrize("package", ["lamina_mock", "trustme"])
+def test_what_is_not_installed_is_left_out(package: str) -> None:
+    script = (
+        f"import sys; sys.modules[{package!r}] = None\nimport lamina.demo as demo; sys.exit(demo.main([]))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=50, check=False)
+    output = done.stdout.decode("utf-8")
+    assert (done.returncode, done.stderr) == (0, b""), output
+    assert "left out: needs pip install " in output
+    assert output.endswith(" left out\n")
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["--nonsense"], 2), (["more"], 2)])
+def test_it_has_no_options(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        demo.main(arguments)
+    assert caught.value.code == code
+    captured = capsys.readouterr()
+    assert "usage: python -m lamina.demo" in captured.out + captured.err
+
+
+def test_a_connection_is_counted_before_the_server_hears_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    never = property(lambda server: 0, lambda server, count: None)  # its thread has not had its turn yet
+    monkeypatch.setattr(DemoServer, "connections", never, raising=False)
+    with DemoServer() as server:
+        stage = demo.Stage(server, None, None)
+        assert demo.second_address(stage).as_expected
+        assert stage.connections == 1  # without waiting for anybody
 
 
 def test_the_resolver_knows_nobody_else() -> None:

@@ -169,6 +169,50 @@ def test_the_listing_leaves_out_what_is_not_installed(monkeypatch: pytest.Monkey
     assert [name for name in dir(lamina) if not hasattr(lamina, name)] == []
 
 
+@pytest.mark.usefixtures("without_mock")
+def test_a_star_import_takes_what_is_installed() -> None:
+    names: dict[str, object] = {}
+    exec("from lamina import *", names)  # noqa: S102 - a constant
+    assert names["ConnectionPool"] is lamina.ConnectionPool
+    assert "MockBackend" not in names
+    assert "MockBackend" not in lamina.__all__
+    assert set(lamina.__all__) <= set(dir(lamina))
+
+
+def test_a_star_import_takes_everything() -> None:
+    names: dict[str, object] = {}
+    exec("from lamina import *", names)  # noqa: S102 - a constant
+    assert {name for name in names if name != "__builtins__"} == set(lamina.__all__)
+    assert names["MockBackend"] is lamina.MockBackend
+
+
+NAMES_TO_COME = [
+    "AnyIOBackend",
+    "AsyncConnectionInterface",
+    "AsyncConnectionPool",
+    "AsyncHTTP11Connection",
+    "AsyncHTTP2Connection",
+    "AsyncHTTPConnection",
+    "AsyncHTTPProxy",
+    "AsyncSOCKSProxy",
+    "ConnectionInterface",
+    "HTTP11Connection",
+    "HTTP2Connection",
+    "HTTPConnection",
+    "HTTPProxy",
+    "SOCKSProxy",
+    "TrioBackend",
+]
+
+
+@pytest.mark.parametrize("name", NAMES_TO_COME)
+def test_a_name_of_httpcore_that_is_to_come_says_so(name: str) -> None:
+    assert not hasattr(lamina, name)
+    assert name not in lamina.__all__
+    with pytest.raises(AttributeError, match=rf"lamina {lamina.__version__} has no {name} yet"):
+        getattr(lamina, name)
+
+
 def test_the_listing_has_every_name() -> None:
     assert set(lamina.__all__) <= set(dir(lamina))
 

@@ -1,7 +1,7 @@
 """Bars under each other: which spans a request has, and how they are drawn."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamina._waterfall import BAR_COLUMNS, Span, draw, spans_of
@@ -30,6 +30,25 @@ REQUESTS = [
     ),
     ("no answer", (TCP,), {"started": 1.0, "sending": 1.3}, [("TCP", 1.2, 1.3)]),
     ("half a body", (), {"started": 1.0, "sending": 1.3, "answered": 1.4}, [("wait", 1.3, 1.4)]),
+    (
+        "broken off in the wait",
+        (TCP,),
+        {"started": 1.0, "sending": 1.3, "broken_off": 9.0},
+        [("TCP", 1.2, 1.3), ("wait", 1.3, 9.0)],
+    ),
+    (
+        "broken off in the upload",
+        (),
+        {"started": 1.0, "sending": 1.3, "uploading": 1.3, "broken_off": 9.0},
+        [("send", 1.3, 9.0)],
+    ),
+    (
+        "broken off in the body, after an answer before the end of the upload",
+        (),
+        {"started": 1.0, "sending": 1.3, "uploading": 1.3, "answered": 2.0, "broken_off": 9.0},
+        [("wait", 1.3, 2.0), ("body", 2.0, 9.0)],
+    ),
+    ("broken off before the connection", (), {"started": 1.0, "broken_off": 9.0}, []),
     ("no connection", (), {"started": 1.0}, []),
     ("nothing known", (), {}, []),
     ("a unix socket", (TimingSpan("unix", 1.0, 1.1),), {}, [("unix", 1.0, 1.1)]),
@@ -98,6 +117,7 @@ span_lists = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(spans=span_lists, columns=st.integers(min_value=1, max_value=100))
 def test_every_step_has_its_bar_inside_the_columns(spans: list[Span], columns: int) -> None:
     lines = draw(spans, columns=columns)
@@ -108,6 +128,7 @@ def test_every_step_has_its_bar_inside_the_columns(spans: list[Span], columns: i
         assert cells.strip(" ").strip("█") == ""
 
 
+@settings(deadline=None)
 @given(spans=span_lists)
 def test_a_later_step_never_begins_further_left(spans: list[Span]) -> None:
     starts = [line.index("█") for line in draw(sorted(spans, key=lambda span: span.start))[:-1]]

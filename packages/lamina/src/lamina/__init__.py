@@ -3,15 +3,17 @@
 - Here: the names, and the table that says which layer has each of them. A layer is imported when one of its names is
   first used, so `import lamina` alone costs next to nothing.
 - `_api`: the functions that need no pool, `request` and `stream`, and names that only exist here.
-- `_cli`, `_cli_arguments`, `_cli_report`, `_cli_output`: the command `lamina`, also `python -m lamina`. `_waterfall`:
-  where the time of a request went, as text bars.
+- `__main__`, `_cli`, `_cli_arguments`, `_cli_report`, `_cli_output`, `_cli_waiting`: the command `lamina`, also
+  `python -m lamina`. `_waterfall`: where the time of a request went, as text bars.
 - `demo`: all layers at work on loopback, `python -m lamina.demo`. `_demo_server` is what they talk to.
 """
 
 from importlib import import_module as _import_module
-from typing import TYPE_CHECKING
 
 from ._version import __version__ as __version__
+
+# Type checkers take it for the one of `typing`, which would be most of what this module costs.
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from lamina_interfaces import ArgumentTypeError as ArgumentTypeError
@@ -173,11 +175,37 @@ _HOMES = {
 
 _EXTRAS = {"lamina_mock": "mock"}
 
-# Hidden from type checkers, which would take it as leave to use any name at all.
+# Names of httpcore 1.0 whose time is yet to come: proxies, connections without a pool, and all that is async.
+_LATER = frozenset({
+    "AnyIOBackend",
+    "AsyncConnectionInterface",
+    "AsyncConnectionPool",
+    "AsyncHTTP11Connection",
+    "AsyncHTTP2Connection",
+    "AsyncHTTPConnection",
+    "AsyncHTTPProxy",
+    "AsyncSOCKSProxy",
+    "ConnectionInterface",
+    "HTTP11Connection",
+    "HTTP2Connection",
+    "HTTPConnection",
+    "HTTPProxy",
+    "SOCKSProxy",
+    "TrioBackend",
+})  # fmt: skip
+
+# Hidden from type checkers, which would take it as leave to use any name at all, and need the list as it stands.
 if not TYPE_CHECKING:
+    _NAMES = frozenset(__all__)
+    # `from lamina import *` asks for the list, and then for each name in it: `__getattr__` leaves out what is absent.
+    del __all__
 
     def __getattr__(name: str) -> object:
-        if name not in __all__:
+        if name == "__all__":
+            return _installed_names()
+        if name in _LATER:
+            raise AttributeError(f"lamina {__version__} has no {name} yet; a later version will")
+        if name not in _NAMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         home = _HOMES.get(name, "lamina_interfaces")
         try:
@@ -196,10 +224,18 @@ if not TYPE_CHECKING:
         value = globals()[name] = getattr(module, name)
         return value
 
+    def _installed_names() -> list[str]:
+        missing = {home for home in _EXTRAS if not _is_installed(home)}
+        return sorted(name for name in _NAMES if _HOMES.get(name) not in missing)
 
-def __dir__() -> list[str]:
-    # Without what is not installed: whoever walks over a module's names wants to read each of them.
-    from importlib.util import find_spec
+    def _is_installed(module: str) -> bool:
+        from importlib.util import find_spec
 
-    missing = {home for home in _EXTRAS if find_spec(home) is None}
-    return sorted({*globals(), *(name for name in __all__ if _HOMES.get(name) not in missing)})
+        try:
+            return find_spec(module) is not None
+        except (ImportError, ValueError):  # a finder that refuses it, or `None` in `sys.modules`
+            return False
+
+    def __dir__() -> list[str]:
+        # Without what is not installed: whoever walks over a module's names wants to read each of them.
+        return sorted({*globals(), "__all__", *_installed_names()})

@@ -7,9 +7,9 @@ tells. Here is how they go together, and what a person is told when it fails: on
 from __future__ import annotations
 
 import os
+import re
 import stat
 import sys
-from functools import partial
 from typing import IO, TYPE_CHECKING, Any
 
 from lamina_interfaces import (
@@ -24,11 +24,12 @@ from lamina_interfaces import (
 from ._cli_arguments import Exit, parse
 from ._cli_output import Output, OutputError, Progress
 from ._cli_report import Report, printable
+from ._cli_waiting import Descriptor, Stalled, open_within_limit
 from ._version import __version__
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from lamina_interfaces import Phase
     from lamina_pool import Response
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 READ_SIZE = 64 * 1024
 """Bytes of a file that are sent at a time."""
+
+READING = "waiting for the data to send"
 
 _CHECK_THE_DATE = "check the date of this machine, or tell the server's owner"
 _OTHER_NAME = "the server has no certificate for this name"
@@ -60,11 +63,12 @@ class Failure(Exception):
         self.text = text
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, imported: Callable[[], object] | None = None) -> int:
     """Run the command.
 
     Args:
         arguments: the command line without the command, or `None` for the process's own.
+        imported: is called when everything that a fetch needs has been imported.
 
     Returns:
         The exit code, one of `Exit`.
@@ -74,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         options = parse(arguments)
-        _fetch(options)
+        _fetch(options, imported)
     except Failure as failure:
         _complain(failure.text)
         return failure.code
@@ -90,27 +94,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _complain(text: str) -> None:
     if text and sys.stderr is not None:
         encoding = sys.stderr.encoding or "utf-8"
-        print(
-            f"lamina: {printable(text)}".encode(encoding, "backslashreplace").decode(encoding),
-            file=sys.stderr,
-        )
+        line = f"lamina: {printable(text)}".encode(encoding, "backslashreplace").decode(encoding)
+        try:
+            print(line, file=sys.stderr)
+        except (OSError, ValueError):
+            pass  # full, or gone: the exit code says it too
 
 
-def _fetch(options: Options) -> None:
+def _fetch(options: Options, imported: Callable[[], object] | None) -> None:
     # Imported only now, so that `--help` and nonsense are answered at once.
     from lamina_pool import ConnectionPool
     from lamina_timeouts import timeout
 
+    if imported is not None:
+        imported()
     _check_url(options.url)
     content, length = _content(options.data)
     report = Report(sys.stderr, has_body=content is not None) if options.verbose and sys.stderr else None
+    if options.uds == "":
+        raise Failure(Exit.ARGUMENT, "--uds names no socket")
     pool_options: dict[str, Any] = {"uds": options.uds, "ssl_context": _ssl_context(options)}
     if options.backend is not None:
         pool_options["network_backend"] = _backend(options.backend)
     try:
         with (
-            Output(options.output) as output,
             timeout(options.timeout),
+            Output(options.output) as output,
             ConnectionPool(**pool_options) as pool,
             pool.stream(
                 options.method or ("GET" if content is None else "POST"),
@@ -128,7 +137,13 @@ def _fetch(options: Options) -> None:
                 report.finished()
             output.complete()
     except LaminaError as error:
+        if report is not None:
+            report.broken_off()
         raise explain(error, options) from error
+    except KeyboardInterrupt:
+        if report is not None:
+            report.broken_off()
+        raise
     finally:
         if report is not None:
             report.write_waterfall()
@@ -152,15 +167,25 @@ def _copy(response: Response, output: Output, terminal: IO[str] | None) -> None:
 def _check_url(url: str) -> None:
     scheme, separator, rest = url.partition("://")
     if not separator:
-        raise Failure(Exit.ARGUMENT, f"{url!r} is no complete URL; write https://{url}")
-    authority = rest.partition("/")[0].partition("?")[0].partition("#")[0]
+        raise Failure(Exit.ARGUMENT, f"{url!r} is no complete URL; write {_completed(url)}")
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     if "@" in authority:
         place = authority.rpartition("@")[2]
         raise Failure(
             Exit.ARGUMENT,
-            f"user name and password are not taken from the URL; write {scheme}://{place}/ "
-            "and -H 'Authorization: Basic …'",
+            "user name and password are not taken from the URL; write "
+            f"{scheme}://{place}{rest[len(authority) :] or '/'} and -H 'Authorization: Basic …'",
         )
+
+
+def _completed(url: str) -> str:
+    """What was probably meant by a URL without `://`."""
+    match = re.fullmatch(r"(?i:(https?):)?(/*)(.*)", url, re.DOTALL)
+    assert match is not None  # every part may be empty
+    scheme, slashes, rest = match.groups()
+    if not rest or (scheme is None and slashes == "/"):
+        rest = f"HOST/{rest}"  # a path alone, or nothing
+    return f"{(scheme or 'https').lower()}://{rest}"
 
 
 def _headers(options: Options, length: int | None) -> list[tuple[bytes, bytes]]:
@@ -185,7 +210,7 @@ def _content(data: str | None) -> tuple[bytes | Iterable[bytes] | None, int | No
         return os.fsencode(data), None
     path = data[1:]
     if path == "-":
-        return iter(partial(os.read, sys.stdin.fileno(), READ_SIZE), b""), None
+        return _standard_input(), None
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
@@ -197,6 +222,28 @@ def _content(data: str | None) -> tuple[bytes | Iterable[bytes] | None, int | No
     return FileBody(path), status.st_size
 
 
+def _standard_input() -> Iterator[bytes]:
+    place = "the standard input"
+    if sys.stdin is None:
+        raise Failure(Exit.ARGUMENT, f"cannot read {place}: it is closed")
+    try:
+        source = Descriptor(sys.stdin.fileno())
+        os.read(source.number, 0)  # so that one which cannot be read is told of before anything is sent
+    except OSError as error:
+        raise _unreadable(place, error) from error
+    return _pieces(source, place)
+
+
+def _pieces(source: Descriptor, place: str) -> Iterator[bytes]:
+    try:
+        while piece := source.read(READ_SIZE, READING):
+            yield piece
+    except Stalled:  # an `OSError` too, as `TimeoutError` is
+        raise
+    except OSError as error:
+        raise _unreadable(place, error) from error
+
+
 class FileBody:
     """A file as a request's body, which can be sent anew from its beginning."""
 
@@ -204,15 +251,21 @@ class FileBody:
         self._path = path
 
     def __iter__(self) -> Iterator[bytes]:
+        flags = os.O_RDONLY | getattr(os, "O_BINARY", 0)
         try:
-            with open(self._path, "rb") as file:
-                yield from iter(partial(file.read, READ_SIZE), b"")
+            descriptor = open_within_limit(lambda more: os.open(self._path, flags | more), READING)
+        except Stalled:  # an `OSError` too, as `TimeoutError` is
+            raise
         except OSError as error:
             raise _unreadable(self._path, error) from error
+        try:
+            yield from _pieces(Descriptor(descriptor), self._path)
+        finally:
+            os.close(descriptor)
 
 
-def _unreadable(path: str, error: OSError) -> Failure:
-    return Failure(Exit.ARGUMENT, f"cannot read {path}: {error.strerror}")
+def _unreadable(place: str, error: OSError) -> Failure:
+    return Failure(Exit.ARGUMENT, f"cannot read {place}: {error.strerror}")
 
 
 def _ssl_context(options: Options) -> ssl.SSLContext | None:
@@ -226,6 +279,8 @@ def _ssl_context(options: Options) -> ssl.SSLContext | None:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     else:
+        if not options.cacert:  # an empty name means the system's authorities to `ssl`
+            raise Failure(Exit.ARGUMENT, "--cacert names no file")
         try:
             context = ssl.create_default_context(cafile=options.cacert)
         except ssl.SSLError as error:
@@ -271,7 +326,10 @@ def explain(error: LaminaError, options: Options) -> Failure:
     if isinstance(error, TimeoutException):
         code, advice = Exit.TIMEOUT, "" if options.timeout is None else "give it more time with --timeout"
         after = "" if error.elapsed is None else f" after {error.elapsed:.1f} s"
-        text = f"gave up{after}, during {DOING.get(error.phase, 'the request')}"
+        doing = (
+            error.doing if isinstance(error, Stalled) else f"during {DOING.get(error.phase, 'the request')}"
+        )
+        text = f"gave up{after}, {doing}"
     elif isinstance(error, (ValueError, TypeError)):
         code = Exit.ARGUMENT
     elif isinstance(error, ConnectError) and error.phase == "tls":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import enum
 import math
+import sys
 from typing import TYPE_CHECKING
 
 from ._version import __version__
@@ -70,8 +71,20 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     return _parser().parse_args(arguments, namespace=Options())
 
 
+class _Parser(argparse.ArgumentParser):
+    def format_help(self) -> str:
+        text = super().format_help()
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        try:
+            text.encode(encoding)
+        except UnicodeEncodeError:
+            # A terminal of few letters: the only one that it may lack is this.
+            text = text.replace("…", "...").encode(encoding, "replace").decode(encoding)
+        return text
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="lamina",
         description="Fetch a URL: the body goes to the standard output, byte for byte.",
         epilog=EPILOG,
@@ -86,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="write the body to FILE, which appears once the body is complete",
     )
-    add("-X", "--method", metavar="METHOD", help="GET, or POST with --data, unless given")
+    add("-X", "--method", metavar="METHOD", type=_method, help="GET, or POST with --data, unless given")
     add(
         "-H",
         "--header",
@@ -121,6 +134,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--backend", metavar="NAME", help="network backend: sync (the default), or one that a package offers")
     add("--version", action="version", version=f"lamina {__version__}")
     return parser
+
+
+def _method(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("the method is empty")
+    return text
 
 
 def _header(text: str) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from lamina_interfaces.dialing import format_address
 
-from ._waterfall import ASCII_BAR, BAR, draw, spans_of
+from ._waterfall import ASCII_BAR, BAR, Span, draw, spans_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,13 +38,29 @@ class Report:
     def __init__(self, out: TextIO, *, has_body: bool) -> None:
         self._out = out
         self._has_body = has_body
+        self._is_deaf = False
         self._stream: Any = None
         self._moments = {"started": time.monotonic()}
+        self._connecting_since: float | None = None
+        self._failed_to_connect: list[Span] = []
 
     def __call__(self, event: str, info: dict[str, Any]) -> None:
         """An event of the request. See `lamina_pool`'s `trace` extension."""
         now = time.monotonic()
         match event:
+            case (
+                "connection.connect_tcp.started"
+                | "connection.connect_unix_socket.started"
+                | "connection.start_tls.started"
+            ):
+                self._connecting_since = now
+                self._failed_to_connect.clear()
+            case (
+                "connection.connect_tcp.failed"
+                | "connection.connect_unix_socket.failed"
+                | "connection.start_tls.failed"
+            ):
+                self._add_failed(event, info["exception"], now)
             case "connection.connect_tcp.complete" | "connection.connect_unix_socket.complete":
                 self._stream = info["return_value"]
                 self._write_peer()
@@ -57,6 +73,8 @@ class Report:
                 self._write_head(
                     ">", f"{_text(request.method)} {_text(request.url.target)} HTTP/1.1", request.headers
                 )
+            case "http11.send_request_body.started" if self._has_body:
+                self._moments["uploading"] = now
             case "http11.send_request_body.complete" if self._has_body:
                 self._moments["sent"] = now
             case "http11.receive_response_headers.complete":
@@ -70,12 +88,28 @@ class Report:
         """The body is complete."""
         self._moments["finished"] = time.monotonic()
 
+    def broken_off(self) -> None:
+        """The request ends here, in the middle of a step."""
+        self._moments["broken_off"] = time.monotonic()
+
     def write_waterfall(self) -> None:
         """Show where the time went, as far as the request came."""
         timings = None if self._stream is None else self._stream.get_extra_info("timings")
-        lines = draw(spans_of(timings or (), self._moments), bar=self._bar())
-        for line in ("", *lines, ""):
-            self._write(f"  {line}".rstrip())
+        spans = [*spans_of(timings or (), self._moments), *self._failed_to_connect]
+        lines = draw(spans, bar=self._bar())
+        if lines:
+            for line in ("", *lines, ""):
+                self._write(f"  {line}".rstrip())
+
+    def _add_failed(self, event: str, error: BaseException, now: float) -> None:
+        """Remember the step of connecting that failed: no stream will tell of it."""
+        if self._connecting_since is None:
+            return
+        # Where connecting failed, the name had been looked up in the same time: "TCP" alone would be untrue.
+        title = "DNS" if getattr(error, "phase", None) == "dns" else "connect"
+        if ".start_tls." in event:
+            title = "TLS"
+        self._failed_to_connect.append(Span(title, self._connecting_since, now))
 
     # --- facts ---------------------------------------------------------------------------------------------
 
@@ -102,9 +136,14 @@ class Report:
 
     def _write(self, line: str) -> None:
         # A terminal that cannot show a character must not end the request.
+        if self._is_deaf:
+            return
         encoding = self._out.encoding or "utf-8"
-        self._out.write(f"{printable(line)}\n".encode(encoding, "backslashreplace").decode(encoding))
-        self._out.flush()
+        try:
+            self._out.write(f"{printable(line)}\n".encode(encoding, "backslashreplace").decode(encoding))
+            self._out.flush()
+        except (OSError, ValueError):
+            self._is_deaf = True  # full, or gone: the request goes on without a witness
 
     def _bar(self) -> str:
         try:
@@ -146,7 +185,11 @@ def _distinguished(name: Iterable[Iterable[tuple[str, str]]]) -> str:
 
 
 def _text(data: bytes) -> str:
-    return data.decode("latin-1")
+    # Field values have no charset (RFC 9110, section 5.5). What is UTF-8 hardly ever means anything else.
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
 
 
 def printable(text: str) -> str:

@@ -54,7 +54,8 @@ def spans_of(timings: Iterable[TimingSpan], moments: Mapping[str, float]) -> lis
             out, as they are for a connection that is used again.
         moments: seconds on the same clock: `"started"`, `"sending"` (the first byte of the request went out), `"sent"`
             (the last one), `"answered"` (the head of the response is there), `"finished"` (its body is). Those that
-            did not come to pass are absent.
+            did not come to pass are absent. `"uploading"` tells that there is a
+            body to send, `"broken_off"` is the end of a request that failed, and of its last step.
 
     Returns:
         The spans; `send` is a row of its own only where `"sent"` is told.
@@ -62,12 +63,18 @@ def spans_of(timings: Iterable[TimingSpan], moments: Mapping[str, float]) -> lis
     started = moments.get("started", float("-inf"))
     spans = [Span(TITLES.get(name, name), start, end) for name, start, end in timings if end >= started]
     waits_from = moments.get("sent", moments.get("sending"))
-    steps = (
-        ("send", moments.get("sending") if "sent" in moments else None, moments.get("sent")),
+    uploads = "sent" in moments or "uploading" in moments
+    steps = [
+        ("send", moments.get("sending") if uploads else None, moments.get("sent")),
         ("wait", waits_from, moments.get("answered")),
         ("body", moments.get("answered"), moments.get("finished")),
-    )
-    spans += [Span(title, start, end) for title, start, end in steps if start is not None and end is not None]
+    ]
+    for number, (title, start, end) in enumerate(steps):
+        if start is not None and end is not None:
+            spans.append(Span(title, start, end))
+        elif start is not None and "broken_off" in moments and not any(each[2] for each in steps[number:]):
+            spans.append(Span(title, start, moments["broken_off"]))
+            break
     return spans
 
 

@@ -2,12 +2,15 @@
 
 Starts a server on loopback, sends real requests through each layer, prints a table of what came of them and a
 waterfall of where the time of one went, and ends by itself within seconds. The exit code is 1 if anything is not as
-it should be. The rows with TLS need the package trustme, which makes a certificate for this one run.
+it should be. The rows with TLS need the package trustme, which makes a certificate for this one run, and the last one
+lamina-mock; where one of them is not installed, its rows are left out.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
+import importlib.util
 import io
 import socket
 import sys
@@ -33,6 +36,10 @@ HOST = "demo.test"
 
 MEGABYTE = 1_000_000
 
+TRUSTME = "trustme"
+MOCK = "lamina[mock]"
+"""What some rows need, as one writes it after `pip install`."""
+
 COLUMNS = (39, 46, 11, 8)
 """Of the table: what, result, connections, milliseconds."""
 
@@ -50,6 +57,22 @@ class DemoResolver(lamina.Resolver):
         return [lamina.ResolvedAddress(family, (address, port)) for address in ("127.0.0.2", "127.0.0.1")]
 
 
+class CountingBackend(lamina.SyncBackend):
+    """Counts what it connects: a server hears of a connection later, whenever its thread has its turn."""
+
+    def __init__(self) -> None:
+        super().__init__(resolver=DemoResolver())
+        self._lock = threading.Lock()
+        self.connections: int = 0
+
+    def connect_tcp(self, *args: Any, **kwargs: Any) -> lamina.SyncStream:
+        """See `NetworkBackend.connect_tcp`."""
+        stream = super().connect_tcp(*args, **kwargs)
+        with self._lock:
+            self.connections += 1
+        return stream
+
+
 @dataclass
 class Stage:
     """What the rows share."""
@@ -57,12 +80,18 @@ class Stage:
     plain: DemoServer
     secure: DemoServer | None
     trusting: ssl.SSLContext | None
-    backend: lamina.SyncBackend = field(default_factory=lambda: lamina.SyncBackend(resolver=DemoResolver()))
+    backend: CountingBackend = field(default_factory=CountingBackend)
 
     @property
     def connections(self) -> int:
-        """How many connections the servers have accepted."""
-        return self.plain.connections + (0 if self.secure is None else self.secure.connections)
+        """How many connections have been made."""
+        return self.backend.connections
+
+    def missing(self, row: Row) -> str:
+        """What has to be installed for a row, and is not."""
+        if row.needs == TRUSTME:
+            return "" if self.secure is not None else TRUSTME
+        return row.needs if row.needs and not _is_installed("lamina_mock") else ""
 
     def pool(self, **options: Any) -> lamina.ConnectionPool:
         """A pool that knows the host and trusts the certificate."""
@@ -88,13 +117,13 @@ class Row(NamedTuple):
         what: is shown.
         run: does it.
         connections: how many of them it should open.
-        needs_tls: whether there has to be a certificate.
+        needs: what has to be installed for it, besides lamina.
     """
 
     what: str
     run: Callable[[Stage], Seen]
     connections: int
-    needs_tls: bool = False
+    needs: str = ""
 
 
 # --- the rows ----------------------------------------------------------------------------------------------
@@ -265,11 +294,11 @@ def mock(stage: Stage) -> Seen:
 
 ROWS = (
     Row("raw stream", raw_stream, 1),
-    Row("raw stream, upgraded to TLS", raw_tls_stream, 1, needs_tls=True),
+    Row("raw stream, upgraded to TLS", raw_tls_stream, 1, needs=TRUSTME),
     Row("host with a dead address", second_address, 1),
     Row("pool, one request", one_request, 1),
     Row("pool, 50 requests, keep-alive", keep_alive, 1),
-    Row("pool, 50 requests, keep-alive, TLS", lambda stage: keep_alive(stage, tls=True), 1, needs_tls=True),
+    Row("pool, 50 requests, keep-alive, TLS", lambda stage: keep_alive(stage, tls=True), 1, needs=TRUSTME),
     Row("streamed download", streaming, 1),
     Row("streamed upload", upload, 1),
     Row("upload that the server refuses", refused_upload, 1),
@@ -277,17 +306,32 @@ ROWS = (
     Row("silent server, timeout(0.2)", deadline, 1),
     Row("stalled body, read timeout 0.1 s", read_timeout, 1),
     Row("answer that is not HTTP", no_http, 1),
-    Row("certificate that nobody trusts", untrusted, 1, needs_tls=True),
+    Row("certificate that nobody trusts", untrusted, 1, needs=TRUSTME),
     Row("800 requests, 32 threads, 4 connections", many_threads, 4),
-    Row("mock backend, no network", mock, 0),
+    Row("mock backend, no network", mock, 0, needs=MOCK),
 )
 
 
 # --- the table ---------------------------------------------------------------------------------------------
 
 
-def main() -> int:
-    """Run every row, print what came of it, and draw the waterfall. Returns the exit code."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run every row, print what came of it, and draw the waterfall.
+
+    Args:
+        arguments: the command line without the command, or `None` for the process's own; there are no options.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        SystemExit: for `--help`, and for arguments that it does not know.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m lamina.demo",
+        description="All layers of lamina at work on loopback: a table of what happened, and a waterfall.",
+    )
+    parser.parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # bars and lines that a terminal cannot show are no failure
     print(f"lamina {lamina.__version__}, Python {sys.version.split()[0]}, everything on 127.0.0.1\n")
@@ -301,8 +345,9 @@ def main() -> int:
     verdict = (
         f"{failures} of {len(ROWS)} rows are not as they should be" if failures else "all as it should be"
     )
-    if stage.secure is None:
-        verdict += f"; {sum(row.needs_tls for row in ROWS)} left out"
+    left_out = sum(bool(stage.missing(row)) for row in ROWS)
+    if left_out:
+        verdict += f"; {left_out} left out"
     print(f"\n{verdict}")
     return 1 if failures else 0
 
@@ -333,8 +378,8 @@ def _tls_contexts() -> tuple[ssl.SSLContext, ssl.SSLContext] | None:
 
 
 def _show(row: Row, stage: Stage) -> bool:
-    if row.needs_tls and stage.secure is None:
-        _print_line(row.what, "left out: needs trustme (pip install trustme)", "", "")
+    if missing := stage.missing(row):
+        _print_line(row.what, f"left out: needs pip install {missing}", "", "")
         return True
     before = stage.connections
     begin = time.perf_counter()
@@ -381,6 +426,13 @@ def _show_waterfall(stage: Stage) -> None:
     print(f"GET {url}, which takes the server 15 ms\n")
     for line in draw(spans_of(timings or (), moments)):
         print(f"  {line}")
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):  # a finder that refuses it, or `None` in `sys.modules`
+        return False
 
 
 def _first_line(data: bytes) -> str:
