@@ -28,6 +28,7 @@ from lamina_interfaces import (
     UnsupportedProtocol,
     WriteTimeout,
     _ambient,
+    _streams,
     backend_from_interface,
     close_deadline,
     current_deadline,
@@ -43,7 +44,8 @@ CONTEXT = ssl.create_default_context()
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[VirtualClock]:
     clock = VirtualClock(1000.0)
-    monkeypatch.setattr(_ambient, "time", types.SimpleNamespace(monotonic=clock, sleep=clock.sleep))
+    for module in (_ambient, _streams):
+        monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=clock, sleep=clock.sleep))
     yield clock
     left = current_deadline()
     while (deadline := current_deadline()) is not None:

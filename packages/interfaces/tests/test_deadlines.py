@@ -30,6 +30,7 @@ from lamina_interfaces import (
     check_seconds,
     close_deadline,
     current_deadline,
+    enter_deadline,
     open_deadline,
 )
 
@@ -217,9 +218,48 @@ def test_a_deadline_that_is_closed_elsewhere_stops_counting_and_leaves_that_plac
         return current_deadline() is theirs
 
     assert contextvars.Context().run(elsewhere)
-    assert current_deadline() is here
     assert not here.expired(1e12)
-    close_deadline(here)
+    assert current_deadline() is None
+    later = open_deadline(1.0, now=0.0)
+    assert later.outer is None, "it does not stay in the chain"
+    close_deadline(later)
+
+
+def test_a_block_that_has_ended_bounds_no_work_in_a_copied_context() -> None:
+    """`asyncio.to_thread` copies the context, and the work may outlive the block."""
+    outer = open_deadline(None, now=0.0)
+    deadline = open_deadline(1.0, now=0.0)
+    copy = contextvars.copy_context()
+    limit = copy.run(Limit, None, lambda: 0.5, "read")
+    assert limit.remaining() == 0.5
+    close_deadline(deadline)
+    deadline.reschedule(1.0, 0.0)
+    assert limit.remaining() is None
+    assert copy.run(current_deadline) is outer
+    close_deadline(outer)
+
+
+def test_a_deadline_whose_block_has_gone_is_over() -> None:
+    """An interrupt may come before the first line of the block's `__exit__`."""
+
+    class Block:
+        pass
+
+    block = Block()
+    deadline = Deadline(1.0, 0.0)
+    enter_deadline(deadline, block)
+    assert current_deadline() is deadline
+    del block
+    assert current_deadline() is None
+
+
+def test_the_message_of_a_limit_reaches_the_error_of_a_deadline() -> None:
+    deadline = open_deadline(1.0, now=0.0)
+    assert (
+        Limit(None, lambda: 2.0, "dns").error("looking up x took too long").message
+        == "looking up x took too long"
+    )
+    close_deadline(deadline)
 
 
 def test_closing_twice_does_no_harm() -> None:
@@ -361,8 +401,9 @@ def test_a_limit_keeps_to_the_deadlines_of_the_place_where_it_was_made() -> None
     before = Limit(None, clock, "read")
     deadline = open_deadline(1.0, clock())
     within = Limit(None, clock, "read")
-    close_deadline(deadline)
     assert (before.remaining(), within.remaining()) == (None, 1.0)
+    close_deadline(deadline)
+    assert (before.remaining(), within.remaining()) == (None, None), "a block that has ended bounds nothing"
 
 
 @dataclass

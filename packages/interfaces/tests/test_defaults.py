@@ -6,10 +6,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
-from lamina_interfaces import ENTRY_POINT_GROUP, BackendNotFound, default_backend, load_backend
+from lamina_interfaces import (
+    ENTRY_POINT_GROUP,
+    ArgumentTypeError,
+    BackendNotFound,
+    default_backend,
+    load_backend,
+)
 
 # name: (module, attribute, what pip is to install)
 TABLE = {
@@ -165,12 +172,27 @@ def test_an_entry_point_does_not_replace_a_name_of_the_table(
     assert type(load_backend("sync")) is FakeBackend
 
 
-def test_an_entry_point_that_cannot_be_imported_fails_as_it_does(
-    put_distribution: Callable[[str], None],
+@pytest.mark.parametrize(
+    ("target", "cause"),
+    [
+        ("a_module_that_nobody_has:Backend", ModuleNotFoundError),
+        ("errno:Backend", AttributeError),
+        ("errno:EINTR", TypeError),
+    ],
+)
+def test_an_entry_point_that_cannot_be_used_says_why(
+    put_distribution: Callable[[str], None], target: str, cause: type[Exception]
 ) -> None:
-    put_distribution("quic = a_module_that_nobody_has:Backend")
-    with pytest.raises(ModuleNotFoundError, match="a_module_that_nobody_has"):
+    put_distribution(f"quic = {target}")
+    with pytest.raises(BackendNotFound, match=f"quic.*{target}") as caught:
         load_backend("quic")
+    assert isinstance(caught.value.__cause__, cause)
+
+
+@pytest.mark.parametrize("name", [None, [], 3])
+def test_a_name_of_a_backend_is_a_str(name: Any) -> None:
+    with pytest.raises(ArgumentTypeError, match="str"):
+        load_backend(name)
 
 
 @pytest.mark.parametrize("name", ["quic", "", "Sync", "sync "])

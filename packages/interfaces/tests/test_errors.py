@@ -253,3 +253,23 @@ def test_a_deadline_does_not_leave_its_process() -> None:
     again = pickle.loads(pickle.dumps(error))
     assert again.deadline is None
     assert (again.phase, again.elapsed, again.limit) == ("dns", 4.0, 3.0)
+
+
+def test_the_text_lists_few_of_many_addresses() -> None:
+    attempts = [ConnectAttempt(f"192.0.2.{number}:80", errno.ECONNREFUSED, 0.1) for number in range(25)]
+    text = str(ConnectError("in vain", attempts=attempts))
+    assert text.count("tried ") == 10
+    assert "and 15 more addresses" in text
+
+
+def test_an_attempt_that_was_still_going_on_had_no_answer() -> None:
+    attempt = ConnectAttempt("192.0.2.1:80", None, 0.25)
+    assert "192.0.2.1:80: no answer after 0.250 s" in str(ConnectTimeout("slow", attempts=[attempt]))
+    assert "192.0.2.1:80: failed after 0.250 s" in str(ConnectError("in vain", attempts=[attempt]))
+
+
+def test_a_copy_in_the_same_process_knows_its_deadline() -> None:
+    deadline = Deadline(1.0, 0.0)
+    error = deadline.exceeded(2.0, "read")
+    copied = copy.copy(error)
+    assert (copied.deadline, str(copied), copied.errno) == (deadline, str(error), error.errno)

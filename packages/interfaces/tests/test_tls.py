@@ -118,6 +118,30 @@ def test_reading_a_megabyte_copies_little() -> None:
 # --- the end of the stream ---------------------------------------------------------------------------------
 
 
+def test_a_write_in_the_midst_of_a_renegotiation_breaks_both_ways(
+    pair: tuple[TLSEngine, MemoryServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenSSL has kept a part of the write, and would take anything else for its continuation."""
+    engine, _ = pair
+
+    class Renegotiating:
+        def write(self, plaintext: bytes) -> int:
+            raise ssl.SSLWantReadError
+
+    monkeypatch.setattr(engine, "ssl_object", Renegotiating())
+    with pytest.raises(WriteError, match="renegotiating"):
+        engine.write(b"x")
+    with pytest.raises(WriteError, match="renegotiating"):
+        engine.write(b"y")
+    with pytest.raises(ReadError, match="renegotiating"):
+        engine.read(10)
+
+
+def test_a_context_of_a_server_is_the_callers_mistake() -> None:
+    with pytest.raises(ArgumentValueError, match="server"):
+        TLSEngine(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+
+
 def test_close_notify_is_the_end_and_stays_the_end(pair: tuple[TLSEngine, MemoryServer]) -> None:
     engine, server = pair
     engine.feed(say(server, b"last"))

@@ -533,3 +533,9 @@ def test_repr_shows_what_is_left() -> None:
     stream.close()
     assert repr(stream) == "<MockStream [closed]>"
     assert repr(AsyncMockStream([])) == "<AsyncMockStream [0 chunks]>"
+
+
+@pytest.mark.parametrize("size", ["5", 1.5, True])
+def test_a_read_of_no_number_is_refused(size: Any) -> None:
+    with pytest.raises(ArgumentTypeError, match="max_bytes"):
+        MockStream([b"x"]).read(size)

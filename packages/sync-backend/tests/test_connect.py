@@ -26,7 +26,7 @@ from lamina_interfaces.dialing import default_socket_options
 from lamina_sync_backend import SyncBackend
 from lamina_sync_backend._connecting import Dial
 from lamina_sync_backend._resolving import SystemResolver, ip_address
-from sync_peers import BlackHole, Peer, Table, echo, open_fds, refusing_address
+from sync_peers import BlackHole, Hanging, Peer, Table, echo, open_fds, refusing_address
 
 HAS_IPV6 = socket.has_ipv6
 
@@ -184,7 +184,7 @@ def test_too_many_open_files_is_a_connect_error_and_passes(backend: SyncBackend)
             lowest_free = probe.fileno()
         resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
         try:
-            for host, phase in (("127.0.0.1", "connect"), ("localhost", "dns")):
+            for host, phase in (("127.0.0.1", "connect"), ("localhost", "connect"), ("host.example", "dns")):
                 with pytest.raises(ConnectError) as caught:
                     backend.connect_tcp(host, peer.port, timeout=5)
                 assert caught.value.errno == errno.EMFILE
@@ -236,13 +236,61 @@ def test_an_ip_address_needs_no_thread(backend: SyncBackend) -> None:
     assert "lamina-resolver" not in names
 
 
-@pytest.mark.parametrize("host", ["fe80::1%no-such-zone", "1::2::3", "fe80::1%", ":"])
+@pytest.mark.parametrize("host", ["fe80::1%no-such-zone", "fe80::1%"])
 def test_an_ipv6_address_that_is_none_is_a_connect_error(backend: SyncBackend, host: str) -> None:
     with pytest.raises(ConnectError, match="not an IP address"):
         backend.connect_tcp(host, 80, timeout=5)
 
 
 # --- arguments ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", ["1::2::3", ":", "example.com:80", "127.0.0.1:80"])
+def test_colons_are_for_ipv6_addresses(backend: SyncBackend, host: str) -> None:
+    with pytest.raises(ArgumentValueError, match="given separately"):
+        backend.connect_tcp(host, 80, timeout=5)
+
+
+@pytest.mark.parametrize(
+    "option", [(1, 2, "x"), (1, 2, None), (1, 2), 5, (1, 2, 3, 4), (1, 2, 2**80), ("1", 2, 3)], ids=repr
+)
+def test_an_impossible_option_is_refused_before_a_name_is_looked_up(option: Any) -> None:
+    resolver = Table()
+    with pytest.raises((ArgumentTypeError, ArgumentValueError), match="socket option"):
+        SyncBackend(resolver=resolver).connect_tcp("host.example", 80, timeout=5, socket_options=[option])
+    assert not resolver.calls
+
+
+def test_a_path_that_the_system_cannot_have_is_refused(backend: SyncBackend) -> None:
+    with pytest.raises(ArgumentValueError, match="path"):
+        backend.connect_unix_socket("\ud800")
+
+
+def test_addresses_that_fail_at_once_are_tried_within_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    address = refusing_address()
+    many = [
+        address._replace(sockaddr=(f"127.0.{n >> 8}.{n & 255}", address.sockaddr[1])) for n in range(20_000)
+    ]
+    start = monotonic()
+    with pytest.raises(ConnectTimeout) as caught:
+        SyncBackend(resolver=Table(v4=many)).connect_tcp("host.example", 80, timeout=0.15)
+    assert monotonic() - start < 5
+    assert len(caught.value.attempts) < 20_000
+    assert len(str(caught.value)) < 1500
+
+
+def test_a_time_out_names_the_look_up_that_was_waited_for() -> None:
+    hanging = Hanging()
+    try:
+        with pytest.raises(ConnectTimeout) as caught:
+            SyncBackend(resolver=Table(v6=hanging, v4=[refusing_address()])).connect_tcp(
+                "x.example", 80, timeout=0.2
+            )
+    finally:
+        hanging.release()
+    assert caught.value.phase == "dns"
+    assert len(caught.value.attempts) == 1
+
 
 BAD_ARGUMENTS: list[tuple[dict[str, Any], type[Exception]]] = [
     ({"host": ""}, ArgumentValueError),

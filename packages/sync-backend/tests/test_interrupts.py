@@ -14,7 +14,7 @@ import pytest
 
 import lamina_interfaces
 import lamina_sync_backend
-from lamina_interfaces import WriteTimeout
+from lamina_interfaces import ConnectError, ReadError, WriteError, WriteTimeout
 from lamina_sync_backend import SyncBackend
 from sync_peers import Peer, Table, client_context, echo, open_fds, refusing_address, server_context, until
 from sync_tls import ServerTLS
@@ -33,8 +33,9 @@ MOST_LINES = 3000
 class InterruptAtLine:
     """Raises `KeyboardInterrupt` before the n-th line of our own code that this thread runs."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, within: tuple[str, ...] = ()) -> None:
         self.left = number
+        self._within = within
 
     def __enter__(self) -> Self:
         self._before = sys.gettrace()
@@ -48,7 +49,9 @@ class InterruptAtLine:
         # Not in the clean-up itself: nothing can clean up after that but the collector. Not where a lock is held:
         # tracing can interrupt between the last line of a `with` and its end, which no signal can.
         code = frame.f_code
-        return self._line if code.co_filename.startswith(FOLDERS) and code.co_name not in SPARED else None
+        if not code.co_filename.startswith(FOLDERS) or code.co_name in SPARED:
+            return None
+        return self._line if not self._within or code.co_name in self._within else None
 
     def _line(self, frame: FrameType, event: str, argument: object) -> Any:
         if event == "line":
@@ -59,8 +62,19 @@ class InterruptAtLine:
         return self._line
 
 
-CLEAN_UP = {"run", "start_tls", "_clean_up", "close", "abort", "leave", "__del__", "inherited", "users"}
-HOLDS_A_LOCK = {"join", "_add_thread", "enter"}
+CLEAN_UP = {
+    "run",
+    "start_tls",
+    "_clean_up",
+    "close",
+    "abort",
+    "leave",
+    "settle",
+    "_free",
+    "inherited",
+    "users",
+}
+HOLDS_A_LOCK = {"_entered", "try_to_take_the_turn", "ring"}
 SPARED = CLEAN_UP | HOLDS_A_LOCK
 
 
@@ -210,6 +224,50 @@ def test_a_child_that_closes_its_copy_does_not_end_the_parents_connection(
         assert status == 0
         stream.write(b"still here")
         assert stream.read(timeout=5) == b"still here"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process.*fork:DeprecationWarning")
+def test_a_child_may_neither_read_nor_write_nor_handshake() -> None:
+    ours, theirs = socket.socketpair()
+    with lamina_sync_backend.SyncStream(ours) as stream, theirs:
+        theirs.send(b"for the parent")
+
+        def refused() -> None:
+            with pytest.raises(ReadError, match="parent"):
+                stream.read(timeout=1)
+            with pytest.raises(WriteError, match="parent"):
+                stream.write(b"x", timeout=1)
+            with pytest.raises(ConnectError, match="parent"):
+                stream.start_tls(client_context(), "server.example", timeout=1)
+
+        assert in_child(refused) == 0
+        theirs.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            theirs.recv(1)
+        assert stream.read(timeout=5) == b"for the parent"
+
+
+@pytest.mark.usefixtures("no_trace")
+@pytest.mark.parametrize("operation", ["read", "write", "write_until_readable"])
+def test_an_interrupt_leaves_neither_side_in_use(operation: str) -> None:
+    for number in range(1, MOST_LINES):
+        ours, theirs = socket.socketpair()
+        with lamina_sync_backend.SyncStream(ours) as stream, theirs:
+            theirs.send(b"x")
+            arguments = () if operation == "read" else (b"x",)
+            try:
+                with InterruptAtLine(
+                    number, within=("enter", "receive", "send", "send_until_readable", "wait")
+                ):
+                    getattr(stream, operation)(*arguments, timeout=5)
+            except KeyboardInterrupt:
+                assert not stream._transport.users
+            else:
+                return
+            stream.close()
+            assert stream._transport.sock.fileno() == -1
+    raise AssertionError("the operation does not end")
 
 
 def test_a_write_that_timed_out_frees_the_writing_side(backend: SyncBackend) -> None:

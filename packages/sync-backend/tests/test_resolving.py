@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -20,7 +21,9 @@ from lamina_interfaces import (
     ConnectTimeout,
     DeadlineExceeded,
     ResolvedAddress,
+    Resolver,
     close_deadline,
+    current_deadline,
     open_deadline,
 )
 from lamina_sync_backend import SyncBackend, _resolving
@@ -28,7 +31,8 @@ from lamina_sync_backend._resolving import LOOKUPS, MAX_THREADS
 from sync_peers import Hanging, Peer, Table, in_thread, refusing_address, until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+    from types import FrameType
 
 
 def quiet(connection: socket.socket) -> None:
@@ -43,7 +47,7 @@ def resolver_threads() -> int:
 def _no_lookup_is_left() -> Iterator[None]:
     yield
     until(lambda: not LOOKUPS._under_way)
-    assert not LOOKUPS._queue
+    until(lambda: not LOOKUPS._shares)
 
 
 @pytest.fixture
@@ -90,10 +94,9 @@ def test_abandoned_lookups_are_bounded(hanging: Hanging) -> None:
     for dial in dials:
         with pytest.raises(ConnectTimeout):
             dial.result()
-    assert LOOKUPS._threads <= MAX_THREADS
     until(lambda: resolver_threads() <= MAX_THREADS)  # one that ends may do so a moment later
     assert hanging.waiting <= MAX_THREADS
-    assert not LOOKUPS._queue, "what had not begun is dropped"
+    assert len(LOOKUPS._under_way) <= MAX_THREADS, "what had not begun is dropped"
 
 
 def test_lookups_beyond_the_bound_get_their_turn() -> None:
@@ -105,33 +108,120 @@ def test_lookups_beyond_the_bound_get_their_turn() -> None:
         ]
         for dial in dials:
             dial.result().close()
-    assert LOOKUPS._threads <= MAX_THREADS
     until(lambda: resolver_threads() <= MAX_THREADS)  # one that ends may do so a moment later
 
 
-def test_threads_are_reused() -> None:
+def test_a_thread_ends_when_there_is_nothing_more_to_ask() -> None:
     backend = SyncBackend(resolver=Table())
     for number in range(3):
         with pytest.raises(ConnectError):
             backend.connect_tcp(f"host{number}.example", 80, timeout=5)
-    count = resolver_threads()
-    for number in range(20):
+    until(lambda: not resolver_threads())
+    assert not LOOKUPS._shares, "nothing keeps the resolver"
+
+
+def test_the_hanging_names_of_one_resolver_hold_up_no_other(hanging: Hanging) -> None:
+    blocked = SyncBackend(resolver=Table(v6=hanging, v4=hanging))
+    for number in range(MAX_THREADS):
+        with pytest.raises(ConnectTimeout):
+            blocked.connect_tcp(f"slow{number}.example", 80, timeout=0.02)
+    until(lambda: hanging.waiting == MAX_THREADS)
+    with Peer(quiet) as peer:
+        SyncBackend(resolver=Table(v4=[peer.address])).connect_tcp("host.example", 80, timeout=5).close()
+
+
+def test_a_resolver_does_not_see_the_deadline_of_whoever_dials() -> None:
+    seen: list[Any] = []
+
+    class Looking(Resolver):
+        def resolve(self, host: str, port: int, family: int) -> Sequence[ResolvedAddress]:
+            seen.append(current_deadline())
+            return []
+
+    deadline = open_deadline(5.0, monotonic())
+    try:
         with pytest.raises(ConnectError):
-            backend.connect_tcp(f"host{number}.example", 80, timeout=5)
-    assert resolver_threads() <= max(count, 3)
+            SyncBackend(resolver=Looking()).connect_tcp("host.example", 80)
+    finally:
+        close_deadline(deadline)
+    assert seen == [None, None]
 
 
-def test_an_idle_thread_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_resolving, "THREAD_IDLE", 0.01)
-    pool = _resolving.LookupPool()
-    woken = threading.Event()
-    lookup = pool.join(Table(v4=[]), "host.example", 80, socket.AF_INET, woken.set)
-    assert woken.wait(5)
-    assert lookup.addresses == []
-    until(lambda: pool._threads == 0)
-    again = pool.join(Table(v4=[]), "host.example", 80, socket.AF_INET, woken.set)
-    until(lambda: again.done)
-    until(lambda: pool._threads == 0)
+def test_a_dial_in_the_middle_of_a_dial_of_the_same_thread_comes_through(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A signal handler or a finaliser may dial, wherever another dial of its thread has got to."""
+    inner = SyncBackend(resolver=Table())
+    lines = 0
+
+    def call(frame: FrameType, event: str, argument: object) -> Any:
+        return line if frame.f_code.co_filename == _resolving.__file__ else None
+
+    def line(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal lines
+        if event == "line":
+            lines += 1
+            sys.settrace(None)
+            with pytest.raises(ConnectError, match="no address"):
+                inner.connect_tcp("inner.example", 80, timeout=5)
+            sys.settrace(call)
+        return line
+
+    before = sys.gettrace()
+    sys.settrace(call)
+    try:
+        with pytest.raises(ConnectError, match="no address"):
+            SyncBackend(resolver=Table()).connect_tcp("outer.example", 80, timeout=5)
+    finally:
+        sys.settrace(before)
+    assert lines > 20
+
+
+def test_an_interrupt_while_a_thread_is_started_costs_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        raise KeyboardInterrupt
+
+    backend = SyncBackend(resolver=Table())
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted)
+        for number in range(2 * MAX_THREADS):
+            with pytest.raises(KeyboardInterrupt):
+                backend.connect_tcp(f"host{number}.example", 80, timeout=5)
+    until(lambda: not resolver_threads())
+    with pytest.raises(ConnectError, match="no address"):
+        backend.connect_tcp("host.example", 80, timeout=5)
+
+
+def test_a_lookup_whose_starter_was_interrupted_is_done_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    backend = SyncBackend(resolver=Table())
+    with monkeypatch.context() as patch:
+        patch.setattr(LOOKUPS, "_add_thread", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            backend.connect_tcp("host.example", 80, timeout=5)
+    with pytest.raises(ConnectError, match="no address"):
+        backend.connect_tcp("host.example", 80, timeout=5)
+
+
+def test_failed_lookups_leave_nothing_for_the_collector() -> None:
+    backend = SyncBackend(resolver=Table(v6=OSError("no"), v4=OSError("no")))
+
+    def fail() -> None:
+        with pytest.raises(ConnectError):
+            backend.connect_tcp("host.example", 80, timeout=5)
+        until(lambda: not resolver_threads())
+
+    def garbage() -> int:
+        fail()
+        return gc.collect()
+
+    garbage()
+    assert min(garbage() for _ in range(3)) < 10
 
 
 # --- sharing -----------------------------------------------------------------------------------------------
@@ -148,7 +238,7 @@ def test_a_hundred_dials_at_once_are_one_lookup_per_family() -> None:
 
         def waiting() -> int:
             lookups = [lookup for key, lookup in list(LOOKUPS._under_way.items()) if key[3] == socket.AF_INET]
-            return sum(len(lookup.wakers) for lookup in lookups)
+            return sum(len(lookup.bells) for lookup in lookups)
 
         until(lambda: waiting() == 100)
         answer.release()
@@ -213,7 +303,13 @@ SERVFAIL = socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resoluti
         (SystemExit(3), (), "3"),
         (None, (), "NoneType"),
         ([("nonsense",)], (), ""),
-        ([ResolvedAddress(socket.AF_INET6, ("other.example", 80))], (), "not an IP address"),
+        ([ResolvedAddress(socket.AF_INET6, ("other.example", 80))], (), "illegal IP address"),
+        ([ResolvedAddress(socket.AF_INET, ("127.0.0.1", "80"))], (), "no address"),
+        ([ResolvedAddress(socket.AF_INET, ("127.0.0.1", 65536))], (), "no address"),
+        ([ResolvedAddress(socket.AF_INET, ("127.0.0.1", 80, 0, 0))], (), "no address"),
+        ([ResolvedAddress(socket.AF_INET6, ("::1", 80, 0, 2**32))], (), "no address"),
+        ([ResolvedAddress(socket.AF_INET6, ("127.0.0.1", 80))], (), "illegal IP address"),
+        ([ResolvedAddress(99, ("127.0.0.1", 80))], (), "no address"),
     ],
 )
 def test_no_answer_is_a_connect_error_that_says_why(v6: Any, v4: Any, reason: str) -> None:
@@ -323,7 +419,7 @@ def test_a_family_of_which_this_machine_has_only_loopback_is_not_left_out(
 
         def patched(host: Any, *rest: Any, **flags: Any) -> Any:
             # The socket's own look at an address that is one already goes through here too.
-            ask = real if isinstance(host, str) else getaddrinfo
+            ask: Any = real if isinstance(host, str) else getaddrinfo
             return ask(host, *rest, **flags)
 
         monkeypatch.setattr(socket, "getaddrinfo", patched)
@@ -345,8 +441,6 @@ def test_an_unknown_name_is_a_connect_error(backend: SyncBackend, monkeypatch: p
 
 
 def test_no_thread_to_be_had_is_a_connect_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    pool = _resolving.LookupPool()
-    monkeypatch.setattr("lamina_sync_backend._connecting.LOOKUPS", pool)
 
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -354,8 +448,8 @@ def test_no_thread_to_be_had_is_a_connect_error(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(threading.Thread, "start", refuse)
     with pytest.raises(ConnectError, match="can't start new thread"):
         SyncBackend(resolver=Table()).connect_tcp("host.example", 80, timeout=5)
-    assert not pool._queue
-    assert not pool._under_way
+    assert not LOOKUPS._under_way
+    LOOKUPS.reset()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -366,8 +460,7 @@ def test_a_forked_child_resolves_with_threads_of_its_own(hanging: Hanging) -> No
         with pytest.raises(ConnectTimeout):
             blocked.connect_tcp("slow.example", 80, timeout=0.05)
         until(lambda: hanging.waiting == 2)
-        with LOOKUPS._lock:  # as if another thread held it at the moment of the fork
-            child = os.fork()
+        child = os.fork()
         if not child:
             signal.alarm(20)  # a child that hangs ends
             status = 1
@@ -375,7 +468,7 @@ def test_a_forked_child_resolves_with_threads_of_its_own(hanging: Hanging) -> No
                 SyncBackend(resolver=Table(v4=[peer.address])).connect_tcp(
                     "slow.example", 80, timeout=5
                 ).close()
-                status = 0 if LOOKUPS._threads <= 2 else 2
+                status = 0
             finally:
                 os._exit(status)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import array
 import errno
+import signal
 import socket
 import ssl
+import struct
+import sys
 import threading
 import tracemalloc
+import weakref
 from time import monotonic
 from typing import Any
 
@@ -28,7 +32,7 @@ from lamina_interfaces import (
     open_deadline,
 )
 from lamina_sync_backend import SyncBackend, SyncStream
-from lamina_sync_backend._transport import READING
+from lamina_sync_backend._transport import READING, Look, User
 from sync_peers import Peer, drain, echo, in_thread, open_fds, silent, until
 
 Pair = tuple[SyncStream, socket.socket]
@@ -449,11 +453,142 @@ def test_the_descriptor_is_kept_until_its_last_user_has_left(pair: Pair) -> None
     """Otherwise another connection could be given its number while it is being read."""
     stream, _ = pair
     transport = stream._transport
-    transport.enter(stream, READING, "read")
+    transport.enter(User(), READING, "read")
     stream.close()
     assert transport.sock.fileno() >= 0
-    transport.leave(stream)
+    transport.reader = None
+    transport.settle()
     assert transport.sock.fileno() == -1
+
+
+def test_a_look_for_data_makes_no_reader_fail(pair: Pair) -> None:
+    """It is over in a moment, and a reader that comes meanwhile waits for that."""
+    stream, peer = pair
+    look = Look()
+    look.thread = -1  # another one's
+    stream._transport.enter(look, READING, "read")
+    peer.send(b"data")
+    reader = in_thread(lambda: stream.read(timeout=5))
+    threading.Event().wait(0.02)
+    assert reader.is_alive()
+    stream._transport.reader = None
+    assert reader.result() == b"data"
+
+
+def test_a_reader_within_a_look_of_its_own_thread_is_refused(pair: Pair) -> None:
+    """A signal handler that waited would wait for ever."""
+    stream, _ = pair
+    stream._transport.enter(Look(), READING, "read")
+    with pytest.raises(ConcurrencyError):
+        stream.read(timeout=5)
+    stream._transport.reader = None
+
+
+@pytest.mark.parametrize("way", ["close", "abort"])
+def test_an_interruptible_write_that_is_closed_under_way_is_a_write_error(pair: Pair, way: str) -> None:
+    stream, _ = pair
+    writer = in_thread(lambda: stream.write_until_readable(bytes(50_000_000), timeout=5))
+    until(lambda: stream._transport.users)
+    getattr(stream, way)()
+    with pytest.raises(WriteError, match="closed"):
+        writer.result()
+
+
+@pytest.mark.parametrize("way", ["close", "abort"])
+def test_closing_finishes_what_an_interrupt_kept_it_from(pair: Pair, way: str) -> None:
+    stream, _ = pair
+    stream._transport.closed = True
+    getattr(stream, way)()
+    assert stream._transport.sock.fileno() == -1
+
+
+@pytest.mark.parametrize("operation", ["read", "write", "write_until_readable"])
+def test_a_closer_that_comes_in_between_is_noticed(
+    pair: Pair, operation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mark comes first and the look at `closed` second, so that one of the two frees the descriptor."""
+    stream, _ = pair
+    transport = stream._transport
+    real = type(transport).__setattr__
+
+    def store(self: Any, name: str, value: object) -> None:
+        if name in ("reader", "writer") and value is not None and not self.closed:
+            self.close()
+        real(self, name, value)
+
+    monkeypatch.setattr(type(transport), "__setattr__", store)
+    arguments = () if operation == "read" else (b"x",)
+    with pytest.raises((ReadError, WriteError), match="closed"):
+        getattr(stream, operation)(*arguments, timeout=1)
+    assert transport.sock.fileno() == -1
+
+
+def test_a_time_out_does_not_keep_the_buffer(pair: Pair) -> None:
+    stream, _ = pair
+    buffer = bytearray(50_000_000)
+    with pytest.raises(WriteTimeout):
+        stream.write(buffer, timeout=0.05)
+    caught = None
+    try:
+        stream.write_until_readable(buffer, timeout=0.05)
+    except WriteTimeout as exc:
+        caught = exc
+    buffer.clear()  # raises BufferError while somebody holds it
+    assert caught is not None
+
+
+def test_a_released_buffer_is_the_callers_mistake(pair: Pair) -> None:
+    stream, _ = pair
+    view = memoryview(b"x")
+    view.release()
+    with pytest.raises(ArgumentValueError, match="released"):
+        stream.write(view)
+
+
+def test_an_absurd_read_size_is_no_more_than_a_large_one(pair: Pair) -> None:
+    stream, peer = pair
+    peer.send(b"x")
+    assert stream.read(2**70, timeout=5) == b"x"
+
+
+def test_a_broken_stream_that_is_dropped_is_gone_without_the_collector(tcp: Pair) -> None:
+    stream, peer = tcp
+    fd = stream.get_extra_info("socket").fileno()
+    reset(peer)
+    other = SyncStream(socket.fromfd(fd, socket.AF_INET, socket.SOCK_STREAM))
+    with pytest.raises(ReadError):
+        other.read(timeout=5)
+    gone = weakref.ref(other)
+    other.close()
+    del other
+    assert gone() is None
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts calls as Linux has them")
+def test_no_write_can_raise_sigpipe(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that handles the signal in its own way must not get one from us."""
+    stream, peer = pair
+    peer.close()
+    got: list[int] = []
+    before = signal.signal(signal.SIGPIPE, lambda number, frame: got.append(number))
+    try:
+        with pytest.raises(WriteError):
+            stream.write(b"x", timeout=5)
+    finally:
+        signal.signal(signal.SIGPIPE, before)
+    assert not got
+
+
+@pytest.mark.parametrize("way", ["close", "abort"])
+def test_a_time_to_linger_does_not_hold_up_closing(tcp: Pair, way: str) -> None:
+    stream, _ = tcp
+    linger = struct.pack("ii", 1, 5)
+    stream.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    with pytest.raises(WriteTimeout):
+        stream.write(bytes(50_000_000), timeout=0.05)
+    start = monotonic()
+    getattr(stream, way)()
+    assert monotonic() - start < 2
 
 
 def test_closing_under_a_readers_feet_never_takes_another_connections_bytes() -> None:

@@ -211,3 +211,62 @@ def test_a_broken_connection_is_something_to_read(
 
     monkeypatch.setattr(transport, "receive_now", broken)
     assert channel.readable() is True
+
+
+def test_what_the_last_look_of_an_interruptible_write_produced_is_sent(
+    channel: TLSChannel, engine: FakeEngine, transport: FakeTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The look finds the right to send taken, by its own write, which looks again after letting go."""
+    feed = engine.feed
+
+    def answered(ciphertext: bytes) -> None:
+        feed(ciphertext)
+        engine.say(b"answer")
+
+    monkeypatch.setattr(engine, "feed", answered)
+    transport.room.append(3)
+    transport.while_sending = lambda: transport.coming.append(b"*")
+    assert channel.write_until_readable(memoryview(b"question"), limit()) == 8
+    assert transport.sent == b"questionanswer"
+
+
+def test_what_the_layer_beneath_left_over_goes_out_before_a_handshake(
+    channel: TLSChannel, engine: FakeEngine, transport: FakeTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.say(b"rest of a record")
+    transport.room.extend([3, 0])
+    assert channel.readable() is False
+    over = FakeEngine()
+    over.say(b"hello")
+    monkeypatch.setattr(over, "handshake", lambda: True, raising=False)
+    TLSChannel(cast("Any", transport), cast("Any", over), channel).handshake(limit())
+    assert transport.sent == b"rest of a recordhello"
+
+
+def test_no_farewell_is_said_through_an_engine_that_a_handshake_is_using(
+    channel: TLSChannel, engine: FakeEngine, transport: FakeTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closing during a second `start_tls` would use the outer engine beside the handshake."""
+    over, closed = FakeEngine(), []
+    over.say(b"hello")
+    monkeypatch.setattr(engine, "close", lambda: closed.append(engine), raising=False)
+    monkeypatch.setattr(over, "handshake", lambda: True, raising=False)
+    transport.while_sending = channel.farewell
+    TLSChannel(cast("Any", transport), cast("Any", over), channel).handshake(limit())
+    assert not closed
+    channel.farewell()
+    assert closed == [engine]
+
+
+def test_an_interrupt_of_a_sender_gives_the_right_to_send_back(
+    channel: TLSChannel, engine: FakeEngine, transport: FakeTransport
+) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    engine.say(b"answer")
+    transport.while_sending = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        channel.readable()
+    channel.write(memoryview(b"question"), limit())
+    assert transport.sent == b"answerquestion"

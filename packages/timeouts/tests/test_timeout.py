@@ -3,6 +3,7 @@
 import itertools
 import pickle
 import queue
+import sys
 import threading
 from collections.abc import Callable, Generator, Iterator
 
@@ -16,6 +17,7 @@ from lamina_interfaces import (
     ArgumentTypeError,
     ArgumentValueError,
     ConnectTimeout,
+    Deadline,
     DeadlineExceeded,
     LaminaError,
     Limit,
@@ -24,6 +26,7 @@ from lamina_interfaces import (
     close_deadline,
     current_deadline,
     drive,
+    enter_deadline,
 )
 from lamina_timeouts import TimeoutStateError, _timeout, timeout
 
@@ -339,11 +342,13 @@ def test_any_other_exception_passes_as_it_is_even_from_an_expired_block(
     make: Callable[[], BaseException], clock: Clock
 ) -> None:
     error = make()
+    before = sys.exception()  # a test that traces may have left one behind
     with pytest.raises(type(error)) as caught, timeout(1.0) as block:
         clock.work(5.0)
         raise error
     assert caught.value is error
-    assert (caught.value.__cause__, caught.value.__context__) == (None, None)
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is before
     assert block.expired
     assert current_deadline() is None
 
@@ -512,3 +517,23 @@ def test_on_the_real_clock_a_wait_in_a_thread_ends(monkeypatch: pytest.MonkeyPat
     assert caught.value.phase == "pool"
     assert caught.value.elapsed is not None
     assert caught.value.elapsed >= 0.05
+
+
+def test_an_interrupt_while_entering_leaves_no_deadline_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The `with` statement does not have the object yet, and calls no `__exit__`."""
+
+    def interrupted(deadline: Deadline, block: object) -> None:
+        enter_deadline(deadline, block)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lamina_timeouts._timeout.enter_deadline", interrupted)
+    block = timeout(1.0)
+    with pytest.raises(KeyboardInterrupt), block:
+        pass
+    assert current_deadline() is None
+    assert block is not None
+
+
+def test_a_block_that_was_cut_off_before_its_exit_bounds_nothing() -> None:
+    timeout(1.0).__enter__()
+    assert current_deadline() is None

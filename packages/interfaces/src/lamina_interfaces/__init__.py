@@ -27,6 +27,7 @@ from ._deadlines import Limit as Limit
 from ._deadlines import check_seconds as check_seconds
 from ._deadlines import close_deadline as close_deadline
 from ._deadlines import current_deadline as current_deadline
+from ._deadlines import enter_deadline as enter_deadline
 from ._deadlines import open_deadline as open_deadline
 from ._defaults import ENTRY_POINT_GROUP as ENTRY_POINT_GROUP
 from ._defaults import default_backend as default_backend
@@ -58,6 +59,7 @@ from ._errors import WriteError as WriteError
 from ._errors import WriteTimeout as WriteTimeout
 from ._runtimes import THREADS as THREADS
 from ._runtimes import Event as Event
+from ._runtimes import Lock as Lock
 from ._runtimes import Runtime as Runtime
 from ._runtimes import RuntimeName as RuntimeName
 from ._runtimes import ThreadRuntime as ThreadRuntime
@@ -108,6 +110,7 @@ __all__ = [
     "LaminaError",
     "Limit",
     "LocalProtocolError",
+    "Lock",
     "NetworkBackend",
     "NetworkBackendInterface",
     "NetworkError",
@@ -140,6 +143,7 @@ __all__ = [
     "current_deadline",
     "default_backend",
     "drive",
+    "enter_deadline",
     "interface_from_backend",
     "interface_from_stream",
     "load_backend",

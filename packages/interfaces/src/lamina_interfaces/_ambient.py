@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from ._deadlines import Limit, check_seconds, close_deadline, open_deadline
+from ._deadlines import Deadline, Limit, close_deadline, enter_deadline
 from ._errors import ArgumentTypeError, ArgumentValueError, DeadlineExceeded, UnsupportedProtocol
 from ._streams import DEFAULT_READ_SIZE, NetworkBackend, NetworkStream
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from ._deadlines import Deadline
     from ._errors import Phase, TimeoutException
     from ._streams import BytesLike, SocketOption
 
@@ -118,7 +117,7 @@ class AsyncNetworkBackendInterface:
 class _AmbientTimeout:
     """A `timeout=` as an ambient deadline: the length of one call into the second dialect."""
 
-    __slots__ = ("_deadline", "_limit", "_timeout")
+    __slots__ = ("__weakref__", "_deadline", "_limit", "_timeout")
 
     def __init__(self, timeout: float | None, phase: Phase) -> None:
         self._timeout = timeout
@@ -127,8 +126,15 @@ class _AmbientTimeout:
 
     def __enter__(self) -> None:
         self._limit.check()
-        if self._timeout is not None:
-            self._deadline = open_deadline(self._timeout, time.monotonic())
+        if self._timeout is None:
+            return
+        self._deadline = Deadline(self._timeout, time.monotonic())
+        try:
+            enter_deadline(self._deadline, self)
+        except BaseException:
+            # An interrupt: the `with` statement does not have this object yet, and would not call `__exit__`.
+            close_deadline(self._deadline)
+            raise
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
@@ -206,16 +212,6 @@ class _BackendFromInterface(NetworkBackend):
         self, path: str, timeout: float | None = None, socket_options: Iterable[SocketOption] | None = None
     ) -> NetworkStream:
         raise UnsupportedProtocol(f"{self._backend!r} connects to a host and a port only")
-
-    def sleep(self, seconds: float) -> None:
-        seconds = check_seconds(seconds, "seconds")
-        limit = Limit(None, time.monotonic, "connect")
-        remaining = limit.remaining()
-        if remaining is None or seconds < remaining:
-            time.sleep(seconds)
-        else:
-            time.sleep(remaining)
-            raise limit.error()
 
     def __repr__(self) -> str:
         return repr(self._backend)

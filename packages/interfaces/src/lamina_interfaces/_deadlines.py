@@ -14,6 +14,7 @@ comes from the function that the caller passes in.
 from __future__ import annotations
 
 import contextvars
+import weakref
 from typing import TYPE_CHECKING
 
 from ._errors import (
@@ -77,23 +78,28 @@ class Deadline:
     """The time limit of one block of code, inside the limits of the blocks around it.
 
     Times are seconds on whatever clock the opener uses; lamina's layers use `time.monotonic`, the loop's or
-    trio's clock. Not thread-safe as an object; each thread and task sees only the deadlines that its own
-    context opened.
+    trio's clock. Each thread and task sees only the deadlines that its own context opened, or was given in a
+    copy (`asyncio.to_thread` hands one on), for as long as their blocks last. `cancel` and `reschedule` may be
+    called from any thread, and the last one counts; a wait that is under way takes notice within
+    `GLANCE_SECONDS`.
 
     Attributes:
         opened_at: when the block was entered.
         limit: the seconds that it was given, `inf` for none.
-        expires_at: when it ends, `inf` for never.
+        expires_at: when it ends, `inf` for never, and once its block has ended.
+        ended: whether its block has ended. It bounds nothing any more, in whatever context it still stands.
         outer: the deadline of the block around it, or `None`.
     """
 
-    __slots__ = ("expires_at", "limit", "opened_at", "outer")
+    __slots__ = ("_block", "ended", "expires_at", "limit", "opened_at", "outer")
 
     def __init__(self, seconds: float | None, now: float, outer: Deadline | None = None) -> None:
         self.opened_at: float = now
         self.limit: float = check_seconds(seconds)
         self.expires_at: float = now + self.limit
         self.outer: Deadline | None = outer
+        self.ended: bool = False
+        self._block: weakref.ref[object] | None = None
 
     def remaining(self, now: float) -> float:
         """Seconds until this deadline, outer ones left aside; 0.0 once it has passed, `inf` without limit."""
@@ -103,19 +109,32 @@ class Deadline:
         """Whether this deadline, outer ones left aside, has passed."""
         return now >= self.expires_at
 
+    def end(self) -> None:
+        """Take note that the block has ended: the deadline bounds nothing any more. May be repeated."""
+        self.ended = True
+        self.expires_at = NEVER
+
+    @property
+    def _is_over(self) -> bool:
+        # Ended in another thread or context, or left open by an interrupt that came before the first line of the
+        # block's `__exit__`: then the block has gone.
+        return self.ended or (self._block is not None and self._block() is None)
+
     def cancel(self) -> None:
         """Lift this deadline; the outer ones stay."""
         self.limit = NEVER
         self.expires_at = NEVER
 
     def reschedule(self, seconds: float | None, now: float) -> None:
-        """Let this deadline end `seconds` from `now`; `None` lifts it.
+        """Let this deadline end `seconds` from `now`; `None` lifts it. After its block it changes nothing.
 
         Raises:
             ArgumentValueError: `seconds` is negative or NaN.
         """
-        self.expires_at = now + check_seconds(seconds)
-        self.limit = self.expires_at - self.opened_at
+        expires_at = now + check_seconds(seconds)
+        if not self.ended:
+            self.limit = expires_at - self.opened_at
+            self.expires_at = expires_at
 
     def soonest(self) -> Deadline:
         """The deadline that ends first among this one and those around it; of equals, the outermost."""
@@ -127,9 +146,9 @@ class Deadline:
             outer = outer.outer
         return soonest
 
-    def exceeded(self, now: float, phase: Phase | None = None) -> DeadlineExceeded:
-        """The error that says that this deadline has passed."""
-        error = DeadlineExceeded(phase=phase, elapsed=now - self.opened_at, limit=self.limit)
+    def exceeded(self, now: float, phase: Phase | None = None, message: str = "") -> DeadlineExceeded:
+        """The error that says that this deadline has passed; `message` replaces the class's own."""
+        error = DeadlineExceeded(message, phase=phase, elapsed=now - self.opened_at, limit=self.limit)
         error.deadline = self
         return error
 
@@ -142,14 +161,21 @@ _current: contextvars.ContextVar[Deadline | None] = contextvars.ContextVar("lami
 
 
 def current_deadline() -> Deadline | None:
-    """The innermost deadline of this thread or task, or `None`."""
-    return _current.get()
+    """The innermost deadline of this thread or task whose block has not ended, or `None`."""
+    innermost = _current.get()
+    current = innermost
+    while current is not None and current._is_over:
+        current = current.outer
+    if current is not innermost:
+        _current.set(current)
+    return current
 
 
 def open_deadline(seconds: float | None, now: float) -> Deadline:
     """Open a deadline inside the current one and make it the current one of this thread or task.
 
-    Whoever opens it closes it with `close_deadline`, innermost first.
+    Whoever opens it closes it with `close_deadline`, innermost first. An interrupt may come before the caller
+    has the result, and nobody could close the deadline then; `enter_deadline` takes one that the caller has.
 
     Args:
         seconds: from `now`; `None` or `inf` for a block without a limit of its own.
@@ -158,27 +184,41 @@ def open_deadline(seconds: float | None, now: float) -> Deadline:
     Raises:
         ArgumentValueError: `seconds` is negative or NaN.
     """
-    deadline = Deadline(seconds, now, _current.get())
+    deadline = Deadline(seconds, now, current_deadline())
     _current.set(deadline)
     return deadline
 
 
-def close_deadline(deadline: Deadline) -> None:
-    """Make the deadline around `deadline` the current one again.
+def enter_deadline(deadline: Deadline, block: object) -> None:
+    """Make `deadline` the current one of this thread or task, inside the one that is now.
 
-    A deadline that is not the innermost is taken out from between its neighbours: a block inside a generator
-    may end before blocks that its caller opened later. One that this thread or task does not have open (its
-    generator was finalised elsewhere) is lifted, and nothing else changes.
+    For whoever must be able to close it even if an interrupt comes before this returns.
+
+    Args:
+        deadline: not open yet.
+        block: whose deadline it is; kept by a weak reference. When it has gone, the deadline has ended.
     """
+    deadline._block = weakref.ref(block)
+    deadline.outer = current_deadline()
+    _current.set(deadline)
+
+
+def close_deadline(deadline: Deadline) -> None:
+    """End `deadline`, and make the one around it the current one again.
+
+    It bounds nothing from now on, also where another thread or task has a copy of this context. A deadline that
+    is not the innermost is taken out from between its neighbours: a block inside a generator may end before
+    blocks that its caller opened later. One that this thread or task does not have open (its generator was
+    finalised elsewhere) drops out where it is open, when that place next asks.
+    """
+    deadline.end()
     inner = _current.get()
     if inner is deadline:
         _current.set(deadline.outer)
         return
     while inner is not None and inner.outer is not deadline:
         inner = inner.outer
-    if inner is None:
-        deadline.cancel()
-    else:
+    if inner is not None:
         inner.outer = deadline.outer
 
 
@@ -204,7 +244,7 @@ class Limit:
 
     def __init__(self, timeout: float | None, clock: Callable[[], float], phase: Phase) -> None:
         self.phase: Phase = phase
-        self._ambient = _current.get()
+        self._ambient = current_deadline()
         self._clock = clock
         if timeout is None and self._ambient is None:
             # The fast path: nothing will ever have to read the clock.
@@ -253,7 +293,7 @@ class Limit:
         if self._ambient is not None:
             deadline = self._ambient.soonest()
             if deadline.expires_at <= self._expires_at:
-                return deadline.exceeded(now, self.phase)
+                return deadline.exceeded(now, self.phase, message)
         return _TIMEOUT_OF_PHASE[self.phase](
             message, phase=self.phase, elapsed=now - self._started_at, limit=self._seconds
         )

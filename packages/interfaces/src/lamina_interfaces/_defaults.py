@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ._errors import BackendNotFound
+from ._errors import ArgumentTypeError, BackendNotFound
 
 if TYPE_CHECKING:
     from ._streams import NetworkBackend
@@ -44,11 +44,14 @@ def load_backend(name: str) -> Any:
         A new `NetworkBackend` or `AsyncNetworkBackend`.
 
     Raises:
-        BackendNotFound: the package is not installed, or too old to have it. The text says what to install.
+        BackendNotFound: the package is not installed, or too old to have it; the text says what to install. Or
+            the entry point cannot be used: it fails (the failure is the cause), or there are several of its name.
+        ArgumentTypeError: `name` is not a `str`.
     """
+    if not isinstance(name, str):
+        raise ArgumentTypeError(f"the name of a backend is a str, not {type(name).__name__}")
     known = _KNOWN.get(name)
-    factory = _from_entry_points(name) if known is None else _from_table(name, known)
-    return factory()
+    return _from_entry_points(name) if known is None else _from_table(name, known)()
 
 
 def default_backend() -> NetworkBackend:
@@ -83,8 +86,19 @@ def _from_table(name: str, known: _Known) -> Any:
 def _from_entry_points(name: str) -> Any:
     from importlib.metadata import entry_points  # 20 ms that only a foreign name has to pay
 
-    for entry_point in entry_points(group=ENTRY_POINT_GROUP, name=name):
-        return entry_point.load()
+    # One distribution may be found twice, installed and as a checkout.
+    offers = {offer.value: offer for offer in entry_points(group=ENTRY_POINT_GROUP, name=name)}
+    if len(offers) > 1:
+        raise BackendNotFound(
+            f"several installed packages offer a network backend {name!r}: {sorted(offers)}"
+        )
+    for value, offer in offers.items():
+        try:
+            return offer.load()()
+        except Exception as exc:
+            raise BackendNotFound(
+                f"the network backend {name!r} ({value}) cannot be used: {type(exc).__name__}: {exc}"
+            ) from exc
     known = ", ".join(repr(each) for each in _KNOWN)
     raise BackendNotFound(
         f"no network backend is called {name!r}: lamina's own are {known}, "

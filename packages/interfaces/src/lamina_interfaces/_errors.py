@@ -33,13 +33,19 @@ circumstances as attributes, its text is never empty, and it survives pickling.
 
 from __future__ import annotations
 
+from errno import errorcode
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Self
 
 Phase = Literal["pool", "dns", "connect", "tls", "proxy", "write", "read", "close"]
 """The step of a request in which an error arose."""
+
+
+MOST_ATTEMPTS_IN_TEXT = 10
+"""So many addresses an error's text lists; `attempts` has them all."""
 
 
 class ConnectAttempt(NamedTuple):
@@ -47,7 +53,8 @@ class ConnectAttempt(NamedTuple):
 
     Attributes:
         address: the address as a reader would write it, `"192.0.2.1:443"` or `"[2001:db8::1]:443"`.
-        errno: the system's error number (`errno.ECONNREFUSED`, …), or `None` where the system gave none.
+        errno: the system's error number (`errno.ECONNREFUSED`, …), or `None` where the system gave none: the
+            attempt was still going on when the time was over.
         elapsed: seconds from the start of this attempt to its end.
     """
 
@@ -112,14 +119,19 @@ class LaminaError(Exception):
             yield f"phase {self.phase}"
         if self.origin is not None:
             yield f"origin {self.origin}"
-        for attempt in self.attempts:
-            yield f"tried {attempt.address}: {_errno_name(attempt.errno)} after {attempt.elapsed:.3f} s"
+        for attempt in self.attempts[:MOST_ATTEMPTS_IN_TEXT]:
+            yield f"tried {attempt.address}: {self._outcome(attempt)} after {attempt.elapsed:.3f} s"
+        if len(self.attempts) > MOST_ATTEMPTS_IN_TEXT:
+            yield f"and {len(self.attempts) - MOST_ATTEMPTS_IN_TEXT} more addresses"
         if self.limit is not None and self.elapsed is not None:
             yield f"{self.elapsed:.3f} s of {self.limit:g} s"
         elif self.limit is not None:
             yield f"limit {self.limit:g} s"
         elif self.elapsed is not None and not self.attempts:
             yield f"after {self.elapsed:.3f} s"
+
+    def _outcome(self, attempt: ConnectAttempt) -> str:
+        return "failed" if attempt.errno is None else _errno_name(attempt.errno)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # OSError keeps `errno` outside of `__dict__`, so the default reduction would lose it.
@@ -131,12 +143,8 @@ def _rebuild(cls: type[LaminaError], message: str) -> LaminaError:
     return cls(message)
 
 
-def _errno_name(number: int | None) -> str:
-    if number is None:
-        return "failed"
-    import errno  # only the text of a failure needs it
-
-    return errno.errorcode.get(number, f"errno {number}")
+def _errno_name(number: int) -> str:
+    return errorcode.get(number, f"errno {number}")
 
 
 # --- time-outs ---------------------------------------------------------------------------------------------
@@ -146,6 +154,10 @@ class TimeoutException(LaminaError, TimeoutError):
     """Something took longer than it was allowed to. The parent of all time-outs."""
 
     default_message = "the operation took too long"
+
+    def _outcome(self, attempt: ConnectAttempt) -> str:
+        # An attempt without a number was still going on when the time was over.
+        return "no answer" if attempt.errno is None else super()._outcome(attempt)
 
 
 class PoolTimeout(TimeoutException):
@@ -187,6 +199,12 @@ class DeadlineExceeded(TimeoutException):
     def __reduce__(self) -> tuple[Any, ...]:
         rebuild, arguments, state = super().__reduce__()
         return rebuild, arguments, {**state, "deadline": None}
+
+    def __copy__(self) -> Self:
+        copied = type(self)(self.message)
+        copied.__dict__.update(self.__dict__)
+        copied.errno = self.errno
+        return copied
 
 
 # --- connection failures -----------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
-    from contextlib import AbstractContextManager
+    from types import TracebackType
 
 T = TypeVar("T")
 
@@ -79,6 +79,24 @@ class Event(Protocol):
         ...
 
 
+class Lock(Protocol):
+    """A lock for a few lines that never wait. Not re-entrant."""
+
+    def locked(self) -> bool:
+        """Whether anybody holds it."""
+        ...
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> Any: ...
+
+
 class Runtime(Protocol):
     """The primitives of one runtime."""
 
@@ -96,8 +114,8 @@ class Runtime(Protocol):
         """A new event for one waiter."""
         ...
 
-    def create_lock(self) -> AbstractContextManager[Any]:
-        """A lock for a few lines that never wait. Where one thread runs everything, it locks nothing."""
+    def create_lock(self) -> Lock:
+        """A new lock. Where one thread runs everything, nobody ever waits for it."""
         ...
 
     async def sleep(self, seconds: float) -> None:
@@ -151,7 +169,7 @@ class ThreadRuntime:
         """A new event for one waiting thread."""
         return ThreadEvent()
 
-    def create_lock(self) -> AbstractContextManager[Any]:
+    def create_lock(self) -> Lock:
         """A plain `threading.Lock`."""
         return threading.Lock()
 

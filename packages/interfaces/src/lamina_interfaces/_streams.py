@@ -7,7 +7,10 @@ operation takes its own `timeout=`; the second, in which time limits are only am
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, overload
+
+from ._deadlines import GLANCE_SECONDS, check_seconds, current_deadline
 
 if TYPE_CHECKING:
     import socket
@@ -29,6 +32,10 @@ SocketAddress: TypeAlias = "tuple[Any, ...] | str | bytes"
 
 DEFAULT_READ_SIZE = 64 * 1024
 """How many bytes `read()` asks for at most when it is given no number."""
+
+
+LONGEST_SLEEP = 24 * 60 * 60.0
+"""Seconds that one system call sleeps at most; the clock's own limit is far beyond."""
 
 
 class ResolvedAddress(NamedTuple):
@@ -81,7 +88,7 @@ class NetworkStream:
 
         Returns:
             From 1 to `max_bytes` bytes, or `b""` if the peer has ended its side in an orderly way. After that
-            every further read returns `b""` too.
+            every further read returns `b""` too. An implementation may have a maximum of its own.
 
         Raises:
             ReadTimeout: nothing came within `timeout`. No byte is lost; the stream may be read again.
@@ -145,12 +152,14 @@ class NetworkStream:
             The stream to use from now on.
 
         Raises:
-            ConnectTimeout: the handshake was not done within `timeout`. The stream is closed.
+            ConnectTimeout: the handshake was not done within `timeout`, or nothing of it was left to begin with.
+                The stream is closed.
             DeadlineExceeded: the ambient deadline passed. The stream is closed.
             ConnectError: the peer broke off, did not speak TLS, or its certificate was not accepted (the
                 text says why). The stream is closed.
             ArgumentValueError, ArgumentTypeError: the name or the context makes no sense. The stream is closed.
-            ConcurrencyError: another thread is reading or writing. The stream is as it was.
+            ConcurrencyError: another thread is reading or writing. The stream is as it was, whatever else is
+                wrong with the arguments.
         """
         raise NotImplementedError
 
@@ -273,13 +282,28 @@ class NetworkBackend:
     def sleep(self, seconds: float) -> None:
         """Wait; between two attempts to connect, for instance. Obeys the ambient deadline.
 
+        This one the base class has: it blocks the thread. A backend with a time of its own overrides it.
+
         Args:
-            seconds: how long, not negative.
+            seconds: how long, not negative; `inf` for as long as the ambient deadline allows.
 
         Raises:
-            DeadlineExceeded: the ambient deadline passed first.
+            DeadlineExceeded: the ambient deadline passed first. Its phase is the caller's to fill in.
+            ArgumentValueError, ArgumentTypeError: `seconds` is negative, NaN or no number.
         """
-        raise NotImplementedError
+        now = time.monotonic()
+        end = now + check_seconds(seconds, "seconds")
+        while True:
+            deadline = current_deadline()
+            soonest = None if deadline is None else deadline.soonest()
+            if soonest is not None and soonest.expired(now):
+                raise soonest.exceeded(now)
+            if now >= end:
+                return
+            # Another thread may bring the deadline forward meanwhile, as closing a pool does.
+            rest = end - now if soonest is None else min(end - now, soonest.remaining(now), GLANCE_SECONDS)
+            time.sleep(min(rest, LONGEST_SLEEP))
+            now = time.monotonic()
 
 
 class Resolver:
@@ -296,7 +320,8 @@ class Resolver:
         up the faster (RFC 8305, section 3).
 
         Args:
-            host: the name as the caller gave it; never an IP address.
+            host: the name as the caller gave it; never an IP address as RFC 3986 has it. The short and numeric
+                forms that only `getaddrinfo` takes for one (`127.1`, `2130706433`, `0x7f000001`) are names here.
             port: to put into the addresses.
             family: `socket.AF_INET6` or `socket.AF_INET`. Addresses of another family are left aside, so a
                 resolver may return all that it has, each time.

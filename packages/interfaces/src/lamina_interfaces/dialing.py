@@ -95,10 +95,9 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """The attempt `index` has won. Drop the attempts in `abandon`."""
+    """The attempt `index` has won. Drop all others."""
 
     index: int
-    abandon: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +173,7 @@ class Dialer:
     def next_action(self, now: float) -> Action:
         """What to do now. Ask again after each `StartAttempt`, and after each event or wait."""
         if self._winner is not None:
-            return Connected(self._winner, tuple(sorted(self._running)))
+            return Connected(self._winner)
         if self.untried:
             start_at = self._may_start_at(now)
             return self._start(now) if start_at <= now else Wait(start_at)
@@ -243,7 +242,8 @@ def check_host(host: str) -> str:
 
     Raises:
         ArgumentValueError: it is empty, has a control character or a space, an empty label or one of more
-            than 63 bytes, more than 253 characters, brackets, or cannot be encoded.
+            than 63 bytes, more than 253 characters, brackets, a colon without being an IPv6 address (its zone
+            left aside), or cannot be encoded.
         ArgumentTypeError: it is not a `str`.
     """
     if not isinstance(host, str):
@@ -263,9 +263,22 @@ def check_host(host: str) -> str:
         raise ArgumentValueError(f"host {host!r} has a space or a control character")
     if "[" in name or "]" in name:
         raise ArgumentValueError(f"host {host!r} has brackets; an IPv6 address is given without them")
-    if ":" not in name:
+    if ":" in name:
+        _check_ipv6(host, name.partition("%")[0])
+    else:
         _check_labels(host, name.removesuffix("."))
     return name
+
+
+def _check_ipv6(host: str, address: str) -> None:
+    from ipaddress import IPv6Address  # only for an address with colons; a name needs none of it
+
+    try:
+        IPv6Address(address)
+    except ValueError as exc:
+        raise ArgumentValueError(
+            f"host {host!r} is neither an IPv6 address nor a name; a port is given separately"
+        ) from exc
 
 
 def _check_labels(host: str, name: str) -> None:

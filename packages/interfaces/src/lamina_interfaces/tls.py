@@ -10,7 +10,7 @@ How it is used: `feed` what came from the transport, `take` what must go to it, 
 reading). An engine `over` another one is TLS in TLS: the outermost takes and feeds through all of them, so that
 the owner of the transport sees no difference. Use only the outermost from then on.
 
-Three things that OpenSSL does not settle:
+Four things that OpenSSL does not settle:
 
 - *Truncation.* A TCP FIN without TLS's own closing message (close_notify) may come from an attacker who cuts the
   stream short (RFC 8446, section 6.1), and must be told apart. CPython sets `OP_IGNORE_UNEXPECTED_EOF` in every
@@ -23,6 +23,8 @@ Three things that OpenSSL does not settle:
 - *Threads.* One `SSLObject` must not be used by two threads at once, and ciphertext must go out in the order in
   which it was made. Both are the stream's to arrange (one lock around the engine, one right to send); the
   engine does no I/O, so the lock is never held while anybody waits.
+- *Renegotiation* (TLS 1.2). A server that wants a new handshake gets it while the client reads. A write that
+  falls into the middle of one is refused, and the engine is of no more use in either direction.
 
 `ssl` takes 10 ms to import, so it is imported when the first engine is made.
 """
@@ -62,7 +64,8 @@ class TLSEngine:
         ssl_object: for looking at: certificate, cipher, ALPN. Using it otherwise would steal bytes.
 
     Raises:
-        ArgumentValueError: `server_hostname` is no host name, or missing where the context checks names.
+        ArgumentValueError: `server_hostname` is no host name, or missing where the context checks names; or
+            the context is a server's.
         ArgumentTypeError: an argument is of the wrong type.
     """
 
@@ -75,6 +78,7 @@ class TLSEngine:
         "_over",
         "_ssl",
         "_stash",
+        "_write_failure",
         "ssl_object",
     )
 
@@ -96,6 +100,7 @@ class TLSEngine:
         self._stash = b""  # plaintext that was decrypted before anybody asked for it
         self._ended = False  # the peer has sent close_notify
         self._failure: str | None = None  # why nothing more can be read
+        self._write_failure: str | None = None  # why nothing more can be written
         self._cut = False  # the transport has ended
         name = None if server_hostname is None else server_name(server_hostname)
         if name is None and getattr(ssl_context, "check_hostname", False):
@@ -103,6 +108,8 @@ class TLSEngine:
             raise ArgumentValueError(
                 "the context checks host names (check_hostname), so server_hostname is needed"
             )
+        if getattr(ssl_context, "protocol", None) == ssl.PROTOCOL_TLS_SERVER:
+            raise ArgumentValueError("the context is a server's (PROTOCOL_TLS_SERVER); a client's is needed")
         try:
             self.ssl_object = ssl_context.wrap_bio(self._incoming, self._outgoing, server_hostname=name)
         except (TypeError, AttributeError) as exc:
@@ -230,9 +237,17 @@ class TLSEngine:
         Raises:
             WriteError: TLS cannot send any more.
         """
+        if self._write_failure is not None:
+            raise WriteError(self._write_failure, phase="write")
         try:
             if len(plaintext):  # OpenSSL does not define the writing of nothing
                 self.ssl_object.write(plaintext)
+        except self._ssl.SSLWantReadError as exc:
+            # Served by reading alone: a writer that read would take bytes from under the reader. OpenSSL has kept
+            # a part of this write, and would take whatever is written or read next for its continuation.
+            message = "TLS cannot send: the server is renegotiating (TLS 1.2) and writing cannot wait for it"
+            self._failure = self._write_failure = message
+            raise WriteError(message, phase="write") from exc
         except (self._ssl.SSLError, ValueError) as exc:
             raise WriteError(f"TLS cannot send: {_reason(exc)}", phase="write") from exc
 

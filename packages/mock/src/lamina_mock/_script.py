@@ -59,6 +59,8 @@ class Script:
     def read(self, max_bytes: int | None, limit: Limit) -> bytes:
         """Take the next item, or as much of it as is wanted; `b""`, for good, at the end."""
         wanted = DEFAULT_READ_SIZE if max_bytes is None else max_bytes
+        if isinstance(wanted, bool) or not isinstance(wanted, int):
+            raise ArgumentTypeError(f"max_bytes must be an int or None, not {type(max_bytes).__name__}")
         if wanted < 1:
             raise ArgumentValueError(f"max_bytes must be at least 1, got {max_bytes!r}")
         if self._closed:

@@ -10,7 +10,6 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from lamina_interfaces import (
-    GLANCE_SECONDS,
     ArgumentTypeError,
     ArgumentValueError,
     ConnectAttempt,
@@ -19,23 +18,18 @@ from lamina_interfaces import (
     TimeoutException,
     TimingSpan,
     UnsupportedProtocol,
-    check_seconds,
-    current_deadline,
 )
 from lamina_interfaces.dialing import check_host, check_port, default_socket_options, format_address
 
 from ._connecting import Dial, set_options
-from ._resolving import SystemResolver, ip_address
+from ._resolving import SYSTEM_RESOLVER, ip_address
 from ._stream import SyncStream
 from ._translation import network_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from lamina_interfaces import ResolvedAddress, Resolver, SocketOption
-
-LONGEST_SLEEP = 24 * 60 * 60.0
-"""Seconds that one system call sleeps at most; the clock's own limit is far beyond."""
+    from lamina_interfaces import NetworkError, ResolvedAddress, Resolver, SocketOption
 
 FIRST_PAUSE = 0.001
 """Seconds before a unix socket whose queue is full is tried again; doubled each time up to `LONGEST_PAUSE`."""
@@ -43,9 +37,20 @@ FIRST_PAUSE = 0.001
 LONGEST_PAUSE = 0.05
 """Seconds between two such attempts at most."""
 
+LARGEST_INT = 2**31 - 1
+"""Of the numbers that a socket option takes."""
+
 
 class SyncBackend(NetworkBackend):
     """TCP and unix sockets for threads. The contract is `NetworkBackend`'s. Thread-safe; holds no sockets.
+
+    A name is looked up in threads, at most 16 for each resolver. When none can be started, as in `atexit` handlers
+    from Python 3.12 on and in finalisers at the very end of the program, a name gives `ConnectError` at once, save
+    `localhost` with the system's resolver. IP addresses need no thread.
+
+    A host counts as an IP address in the forms of RFC 3986. What only `getaddrinfo` takes for one (`127.1`,
+    `2130706433`, `0x7f000001`, `127.0.0.1.`) is a name here, and the system's resolver answers it: whoever must
+    keep callers away from some addresses checks the peer's (`server_addr`), not the host's text.
 
     Args:
         resolver: turns names into addresses; the system's own if `None`. IP addresses do not reach it.
@@ -59,7 +64,7 @@ class SyncBackend(NetworkBackend):
     def __init__(self, *, resolver: Resolver | None = None, keep_alive: bool = True) -> None:
         if resolver is not None and not hasattr(resolver, "resolve"):
             raise ArgumentTypeError(f"resolver must have a method resolve, unlike {type(resolver).__name__}")
-        self._resolver = SystemResolver() if resolver is None else resolver
+        self._resolver = SYSTEM_RESOLVER if resolver is None else resolver
         self._defaults = default_socket_options(socket, keep_alive=keep_alive)
 
     def connect_tcp(
@@ -118,29 +123,11 @@ class SyncBackend(NetworkBackend):
         except OSError as exc:
             # The socket module finds a long path itself, and gives no number.
             number = errno.ENAMETOOLONG if exc.errno is None else exc.errno
-            error = network_error(exc, "connect", f"could not connect to {format_address(path)}")
-            error.errno = number
-            error.attempts = (ConnectAttempt(format_address(path), number, monotonic() - start),)
-            raise error from OSError(number, os.strerror(number))
+            attempt = ConnectAttempt(format_address(path), number, monotonic() - start)
+            raise _unix_error(exc, attempt) from OSError(number, os.strerror(number))
         finally:
             if stream is None and sock is not None:
                 sock.close()
-
-    def sleep(self, seconds: float) -> None:
-        """Wait, within the ambient deadline. See `NetworkBackend.sleep`."""
-        now = monotonic()
-        end = now + check_seconds(seconds, "seconds")
-        while True:
-            deadline = current_deadline()
-            soonest = None if deadline is None else deadline.soonest()
-            if soonest is not None and soonest.expired(now):
-                raise soonest.exceeded(now)
-            if now >= end:
-                return
-            # Somebody else may bring the deadline forward meanwhile, as closing a pool does.
-            rest = end - now if soonest is None else min(end - now, soonest.remaining(now), GLANCE_SECONDS)
-            time.sleep(min(rest, LONGEST_SLEEP))
-            now = monotonic()
 
     def __repr__(self) -> str:
         return f"<SyncBackend [{type(self._resolver).__name__}]>"
@@ -163,9 +150,23 @@ def _checked_options(options: Iterable[SocketOption] | None) -> tuple[SocketOpti
     except TypeError as exc:
         raise ArgumentTypeError(f"socket_options must be a list of tuples: {exc}") from exc
     for option in checked:
-        if not isinstance(option, (tuple, list)) or len(option) not in (3, 4):
-            raise ArgumentTypeError(f"a socket option is a tuple of level, name and value, not {option!r}")
+        if not isinstance(option, (tuple, list)) or not _is_option(*option):
+            raise ArgumentTypeError(
+                f"a socket option is (level, name, number), (level, name, bytes) or (level, name, None, length), "
+                f"not {option!r}"
+            )
+        if any(isinstance(part, int) and abs(part) > LARGEST_INT for part in option):
+            raise ArgumentValueError(f"socket option {option!r} has a number that no system takes")
     return checked
+
+
+def _is_option(*parts: object) -> bool:
+    match parts:
+        case (int(), int(), int() | bytes() | bytearray() | memoryview()):
+            return True
+        case (int(), int(), None, int()):
+            return True
+    return False
 
 
 def _checked_path(path: str) -> str:
@@ -173,7 +174,18 @@ def _checked_path(path: str) -> str:
         raise ArgumentTypeError(f"path must be a str, not {type(path).__name__}")
     if not path or "\0" in path[1:]:
         raise ArgumentValueError(f"{path!r} is not the path of a socket")
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError as exc:
+        raise ArgumentValueError(f"{path!r} is not the path of a socket: {exc}") from exc
     return path
+
+
+def _unix_error(exc: OSError, attempt: ConnectAttempt) -> NetworkError:
+    error = network_error(exc, "connect", f"could not connect to {attempt.address}")
+    error.errno = attempt.errno
+    error.attempts = (attempt,)
+    return error
 
 
 def _connect_unix(sock: socket.socket, path: str, limit: Limit) -> None:

@@ -14,8 +14,6 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from lamina_interfaces import (
-    ArgumentTypeError,
-    ArgumentValueError,
     ConnectError,
     ResolvedAddress,
     TimeoutException,
@@ -23,15 +21,15 @@ from lamina_interfaces import (
 )
 from lamina_interfaces.dialing import Connected, Dialer, GiveUp, StartAttempt, Wait
 
-from ._resolving import LOOKUPS, ip_address, says_none
+from ._resolving import LOOKUPS, Bell, SystemResolver, ip_address, is_localhost, loopback, says_none
 from ._stream import SyncStream, make_non_blocking
 from ._translation import describe, network_error
 from ._waiting import READ, WRITE, new_poll, wait
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
-    from lamina_interfaces import Limit, Resolver, SocketOption
+    from lamina_interfaces import ConnectAttempt, Limit, Resolver, SocketOption
 
     from ._resolving import Lookup
 
@@ -84,7 +82,8 @@ class Dial:
         self._indices: dict[int, int] = {}  # of the attempts, by file descriptor
         self._lookups: dict[int, Lookup] = {}  # by family
         self._look_up_error: BaseException | None = None
-        self._wake_up: tuple[socket.socket, socket.socket] | None = None
+        self._bell: Bell | None = None
+        self._is_name = False
         self._timings: tuple[TimingSpan, ...] = ()
         self._stream: SyncStream | None = None
         families = FAMILIES if local_address is None else (local_address.family,)
@@ -122,33 +121,28 @@ class Dial:
 
     def _look_up(self) -> None:
         self._limit.phase = "dns"
+        self._is_name = True
+        if type(self._resolver) is SystemResolver and is_localhost(self._host):
+            # Known without asking, so a thread that cannot be had need not be had.
+            for family in self._dialer.looking_up:
+                self._dialer.found(family, [loopback(self._port, family)], self._started_at)
+            return
         try:
-            self._wake_up = socket.socketpair()
+            self._bell = Bell()
         except OSError as exc:
             raise network_error(exc, "dns", f"the name {self._host!r} could not be looked up") from exc
-        ours, theirs = self._wake_up
-        ours.setblocking(False)
-        theirs.setblocking(False)
-        self._poll.register(ours.fileno(), READ)
+        self._poll.register(self._bell.fileno(), READ)
         for family in self._dialer.looking_up:
-            self._lookups[family] = LOOKUPS.join(self._resolver, self._host, self._port, family, self._wake)
-
-    def _wake(self) -> None:
-        # Called by another thread, until `leave`.
-        assert self._wake_up is not None
-        try:
-            self._wake_up[1].send(b"!")
-        except OSError:
-            pass  # closed: an interrupt came between joining and taking note of it
+            lookup = LOOKUPS.join(self._resolver, self._host, self._port, family, self._bell)
+            self._lookups[family] = lookup
 
     def _hear_answers(self) -> None:
-        assert self._wake_up is not None
-        self._wake_up[0].recv(len(FAMILIES))
+        assert self._bell is not None
+        self._bell.hush()
         now = monotonic()
         for family, lookup in list(self._lookups.items()):
             if not lookup.done:
                 continue
-            LOOKUPS.leave(lookup, self._wake)
             del self._lookups[family]
             if lookup.addresses is not None:
                 self._dialer.found(family, lookup.addresses, now)
@@ -158,7 +152,7 @@ class Dial:
                 # "Ask again later" for one family tells more than "there is none" for the other.
                 self._look_up_error = lookup.error
         if not self._lookups:
-            self._poll.unregister(self._wake_up[0].fileno())
+            self._poll.unregister(self._bell.fileno())
 
     # --- attempts ------------------------------------------------------------------------------------------
 
@@ -166,19 +160,21 @@ class Dial:
         while True:
             match self._dialer.next_action(monotonic()):
                 case StartAttempt(index, address):
+                    if self._limit.expired():  # attempts that fail at once never come to a wait
+                        raise self._timeout()
                     self._start(index, address)
                 case Wait(until):
                     self._wait(until)
                 case Connected(index):
                     return self._finish(index)
-                case GiveUp():
-                    raise self._failure()
+                case GiveUp(attempts):
+                    raise self._failure(attempts)
 
     def _start(self, index: int, address: ResolvedAddress) -> None:
         if self._dialed_at is None:
             self._dialed_at = monotonic()
             self._limit.phase = "connect"
-            if self._wake_up is not None:
+            if self._is_name:
                 self._timings = (TimingSpan("dns", self._started_at, self._dialed_at),)
         try:
             sock = self._sockets[index] = socket.socket(address.family, _STREAM)
@@ -197,6 +193,7 @@ class Dial:
             self._ended(index, number)
 
     def _wait(self, until: float | None) -> None:
+        self._limit.phase = "dns" if self._lookups and not self._indices else "connect"
         try:
             ready = wait(self._poll, self._limit, until)
         except TimeoutException:
@@ -237,27 +234,26 @@ class Dial:
 
     def _clean_up(self) -> None:
         for lookup in self._lookups.values():
-            LOOKUPS.leave(lookup, self._wake)
+            assert self._bell is not None
+            LOOKUPS.leave(lookup, self._bell)
         for sock in self._sockets.values():
             sock.close()
-        for sock in self._wake_up or ():
-            sock.close()
+        if self._bell is not None:
+            self._bell.close()
 
     @property
     def _where(self) -> str:
         return f"[{self._host}]:{self._port}" if ":" in self._host else f"{self._host}:{self._port}"
 
     def _timeout(self) -> TimeoutException:
-        doing = "looking up the name of" if self._dialed_at is None else "connecting to"
+        doing = "looking up the name of" if self._limit.phase == "dns" else "connecting to"
         untried = f"; addresses left untried: {self._dialer.untried}" if self._dialer.untried else ""
         error = self._limit.error(f"{doing} {self._where} took too long{untried}")
         error.attempts = self._dialer.attempts(monotonic())
         return error
 
-    def _failure(self) -> ConnectError:
-        now = monotonic()
-        attempts = self._dialer.attempts(now)
-        elapsed = now - self._started_at
+    def _failure(self, attempts: tuple[ConnectAttempt, ...]) -> ConnectError:
+        elapsed = monotonic() - self._started_at
         if not attempts:
             kind = "" if self._local_address is None else " of the local address's family"
             why = f"it has no address{kind}" if self._look_up_error is None else describe(self._look_up_error)
@@ -286,27 +282,15 @@ def set_options(
 
     Raises:
         OSError: the system refuses one of the caller's.
-        ArgumentTypeError, ArgumentValueError: one is not made of the right things.
     """
+    set_option: Callable[..., None] = sock.setsockopt
     for option in defaults:
         try:
-            _set_option(sock, option)
+            set_option(*option)
         except OSError:
             pass  # a comfort that this kernel or sandbox does not have
     for option in options:
-        try:
-            _set_option(sock, option)
-        except TypeError as exc:
-            raise ArgumentTypeError(f"socket option {option!r}: {exc}") from exc
-        except (OverflowError, ValueError) as exc:
-            raise ArgumentValueError(f"socket option {option!r}: {exc}") from exc
-
-
-def _set_option(sock: socket.socket, option: SocketOption) -> None:
-    if len(option) == 4:
-        sock.setsockopt(*option)
-    else:
-        sock.setsockopt(*option)
+        set_option(*option)
 
 
 def connected_to_itself(sock: socket.socket) -> bool:

@@ -3,13 +3,21 @@
 `getaddrinfo` blocks for as long as it likes and cannot be interrupted, so it runs in threads of its own and the
 caller waits no longer than it may. What follows from that:
 
-- An abandoned call goes on, so the threads are bounded (`MAX_THREADS`), and they are daemons: neither a caller
-  nor the end of the program ever waits for one. Look-ups beyond the bound queue up, within their callers' limits.
+- An abandoned call goes on, so the threads are bounded: `MAX_THREADS` for each resolver, so that one whose
+  names hang holds up no other. They are daemons, and each ends when there is nothing more to ask. Look-ups
+  beyond the bound queue up, within their callers' limits.
 - Equal look-ups that are under way at the same time are one: a hundred dials to a host ask once per family. Each
   caller has its own limit, and giving up disturbs nobody else. A look-up that nobody waits for any more before
   it began is dropped; one that is older than `SHARED_FOR` is not joined, so that a call that hangs for ever
   does not make its name unusable for ever.
-- Threads do not survive a fork, so a child begins with an empty pool.
+- Threads do not survive a fork, so a child begins with nothing.
+- No thread can be started once the program is ending. Names cannot be looked up from then on (`ConnectError`),
+  save those that need no thread.
+
+There is no lock around them. A signal handler or a finaliser may dial, in the middle of anything that another
+dial of the same thread is doing, and would wait for ever for a lock that it holds itself. Instead, what threads share
+is changed by single operations that the interpreter does not divide (of `dict`, `set` and `deque`), and
+where two of them must agree each writes first and reads second, so that at least one sees the other.
 """
 
 from __future__ import annotations
@@ -17,6 +25,7 @@ from __future__ import annotations
 import contextvars
 import os
 import socket
+import sys
 import threading
 from collections import deque
 from time import monotonic
@@ -26,17 +35,20 @@ from lamina_interfaces import ConnectError, ResolvedAddress, Resolver
 from lamina_interfaces.dialing import check_host
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 MAX_THREADS = 16
-"""Look-ups that run at the same time: eight hosts, two families each."""
-
-THREAD_IDLE = 10.0
-"""Seconds without work after which a thread ends."""
+"""Look-ups of one resolver that run at the same time: eight hosts, two families each."""
 
 SHARED_FOR = 30.0
 """Seconds for which a look-up may be joined: as long as the system's resolver tries by default (three servers,
 two rounds, five seconds each)."""
+
+LARGEST_NUMBERS: dict[int, tuple[int, ...]] = {
+    socket.AF_INET: (0xFFFF,),
+    socket.AF_INET6: (0xFFFF, 0xFFFFF, 0xFFFFFFFF),
+}
+"""What may follow the host in an address, by family: the port, and for IPv6 the flow label and the scope."""
 
 
 class SystemResolver(Resolver):
@@ -48,10 +60,8 @@ class SystemResolver(Resolver):
 
     def resolve(self, host: str, port: int, family: int) -> Sequence[ResolvedAddress]:
         """Ask `getaddrinfo`. See `Resolver.resolve`."""
-        name = host.lower().removesuffix(".")
-        if name == "localhost" or name.endswith(".localhost"):
-            loopback = ("::1", port, 0, 0) if family == socket.AF_INET6 else ("127.0.0.1", port)
-            return [ResolvedAddress(family, loopback)]
+        if is_localhost(host):
+            return [loopback(port, family)]
         # Without AI_ADDRCONFIG: it leaves out a family of which this machine has only the loopback address, and
         # so breaks a name of this machine where there is no network. An address that cannot be reached fails at once.
         # As bytes, because for a str the socket module would load its IDNA tables, even for ASCII.
@@ -59,36 +69,22 @@ class SystemResolver(Resolver):
         return [ResolvedAddress(family, sockaddr) for family, _, _, _, sockaddr in found]
 
 
-class Lookup:
-    """One question to a resolver, and its answer once there is one.
+SYSTEM_RESOLVER = SystemResolver()
+"""One for all backends, so that the bound on its threads is one."""
 
-    Attributes:
-        addresses: the answer, or `None`.
-        error: why there is no answer, or `None`.
-    """
 
-    def __init__(self, resolver: Resolver, host: str, port: int, family: int) -> None:
-        self.key = (id(resolver), host, port, family)
-        self.started_at = monotonic()
-        self.addresses: list[ResolvedAddress] | None = None
-        self.error: BaseException | None = None
-        self.wakers: list[Callable[[], None]] = []
-        self._resolver = resolver  # also keeps its id from being given to another
-        self._question = (host, port, family)
+def is_localhost(host: str) -> bool:
+    """Whether the name means this machine whatever a name server may say."""
+    name = host.lower().removesuffix(".")
+    return name == "localhost" or name.endswith(".localhost")
 
-    @property
-    def done(self) -> bool:
-        """Whether there is an answer or an error."""
-        return self.addresses is not None or self.error is not None
 
-    def ask(self) -> None:
-        """Ask the resolver. Never raises: the thread belongs to everybody."""
-        try:
-            answer = self._resolver.resolve(*self._question)
-            self.addresses = [_checked(address) for address in answer]
-        except BaseException as exc:  # noqa: BLE001 - a custom resolver may raise anything; the waiting get it
-            self.error = exc
+def loopback(port: int, family: int) -> ResolvedAddress:
+    """This machine's own address of a family."""
+    return ResolvedAddress(family, ("::1", port, 0, 0) if family == socket.AF_INET6 else ("127.0.0.1", port))
 
+
+# --- addresses ---------------------------------------------------------------------------------------------
 
 _NONE = tuple(
     getattr(socket, name) for name in ("EAI_NONAME", "EAI_NODATA", "EAI_ADDRFAMILY") if hasattr(socket, name)
@@ -101,9 +97,22 @@ def says_none(error: BaseException) -> bool:
 
 
 def _checked(address: ResolvedAddress) -> ResolvedAddress:
-    """Refuse what `connect` would take for a name, and look up, blocking."""
+    """Refuse what `connect` would take for a name, and look up, blocking; or not take at all.
+
+    Raises:
+        ValueError, TypeError, OSError: the resolver has returned something that is no address.
+    """
     family, sockaddr = address
-    ip_address(sockaddr[0], sockaddr[1])
+    host, port, *rest = sockaddr
+    numbers, limits = (port, *rest), LARGEST_NUMBERS.get(family, ())
+    if len(numbers) > len(limits) or not all(
+        type(number) is int and 0 <= number <= limit for number, limit in zip(numbers, limits, strict=False)
+    ):
+        raise ValueError(f"the resolver has returned {address!r}, which is no address")
+    if "%" in host:
+        ip_address(host, port)
+    else:
+        socket.inet_pton(family, host)
     return ResolvedAddress(family, tuple(sockaddr))
 
 
@@ -117,106 +126,237 @@ def ip_address(host: str, port: int) -> ResolvedAddress:
         if ":" not in host:
             socket.inet_pton(socket.AF_INET, host)
             return ResolvedAddress(socket.AF_INET, (host, port))
+        if "%" not in host:
+            socket.inet_pton(socket.AF_INET6, host)
+            return ResolvedAddress(socket.AF_INET6, (host, port, 0, 0))
         flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV  # so that nothing is asked of anybody
-        found = socket.getaddrinfo(host, port, socket.AF_INET6, socket.SOCK_STREAM, flags=flags)
+        name = host.encode("ascii")  # as above
+        found = socket.getaddrinfo(name, port, socket.AF_INET6, socket.SOCK_STREAM, flags=flags)
         return ResolvedAddress(socket.AF_INET6, found[0][4])
     except OSError as exc:
         raise ValueError(f"{host!r} is not an IP address of this machine's families and zones") from exc
 
 
-class LookupPool:
-    """The threads, and the look-ups that are under way. Thread-safe."""
+# --- looking up --------------------------------------------------------------------------------------------
+
+
+class Bell:
+    """Wakes a thread that waits in `poll`, from any thread.
+
+    It has a lock, since a descriptor that is closed while another thread is about to write to it may have become
+    somebody's connection. Only its owner and the threads that look up know it, so no handler waits for that lock.
+
+    Raises:
+        OSError: there are no more descriptors.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._pair: tuple[socket.socket, ...] = ()
+        try:
+            self._pair = socket.socketpair()
+            for sock in self._pair:
+                sock.setblocking(False)
+        except BaseException:  # an interrupt
+            self.close()
+            raise
+
+    def fileno(self) -> int:
+        """The descriptor to poll for reading."""
+        return self._pair[0].fileno()
+
+    def ring(self) -> None:
+        """Make it readable."""
+        with self._lock:
+            try:
+                self._pair[1].send(b"!")
+            except OSError:
+                pass  # it is readable already, or closed
+
+    def hush(self) -> None:
+        """Make it silent again."""
+        try:
+            self._pair[0].recv(64)
+        except BlockingIOError:
+            pass  # it was
+
+    def close(self) -> None:
+        """Free the descriptors."""
+        if sys.is_finalizing():
+            return  # a thread that has stopped for good may hold the lock
+        with self._lock:
+            for sock in self._pair:
+                sock.close()
+
+
+class Lookup:
+    """One question to a resolver, and its answer once there is one.
+
+    Attributes:
+        addresses: the answer, or `None`.
+        error: why there is no answer, or `None`.
+        bells: of those who wait.
+        begun: whether the resolver is being asked.
+        dropped: whether it will not be asked, because nobody waited.
+    """
+
+    def __init__(self, resolver: Resolver, host: str, port: int, family: int) -> None:
+        self.key = (id(resolver), host, port, family)
+        self.started_at = monotonic()
+        self.addresses: list[ResolvedAddress] | None = None
+        self.error: BaseException | None = None
+        self.bells: set[Bell] = set()
+        self.begun = False
+        self.dropped = False
+        self._resolver = resolver  # also keeps its id from being given to another
+        self._question = (host, port, family)
+
+    @property
+    def done(self) -> bool:
+        """Whether there is an answer or an error."""
+        return self.addresses is not None or self.error is not None
+
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody waits; marks it as dropped otherwise."""
+        if not self.bells:
+            self.dropped = True  # before looking again: see `Lookups.join`
+        return bool(self.bells)
+
+    def ask(self) -> None:
+        """Ask the resolver. Never raises: the thread belongs to everybody."""
+        try:
+            answer = self._resolver.resolve(*self._question)
+            self.addresses = [_checked(address) for address in answer]
+        except BaseException as exc:  # noqa: BLE001 - a custom resolver may raise anything; the waiting get it
+            self.error = exc.with_traceback(exc.__traceback__ and exc.__traceback__.tb_next)
+        # The resolver's frames are kept by the error, and keep this one, which must not keep the error.
+        del self
+
+
+class _Share:
+    """The queue and the threads of one resolver."""
+
+    def __init__(self) -> None:
+        self.queue: deque[Lookup] = deque()
+        # Taken and given back by the thread itself, where no signal handler can raise in between.
+        self.permits = deque(range(MAX_THREADS))
+
+    @property
+    def threads(self) -> int:
+        """How many are at work."""
+        return MAX_THREADS - len(self.permits)
+
+
+class Lookups:
+    """The look-ups that are under way. Thread-safe, and safe in signal handlers and finalisers."""
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything: in a forked child the threads do not exist, and the lock may be held for ever."""
-        self._lock = threading.Lock()
-        self._work_is_there = threading.Condition(self._lock)
-        self._queue: deque[Lookup] = deque()
+        """Forget everything: in a forked child the threads do not exist."""
         self._under_way: dict[tuple[Any, ...], Lookup] = {}
-        self._threads = 0
-        self._idle = 0
+        self._shares: dict[int, _Share] = {}  # by the id of the resolver
 
-    def join(self, resolver: Resolver, host: str, port: int, family: int, wake: Callable[[], None]) -> Lookup:
-        """Start a look-up, or join an equal one. `wake` is called, from another thread, when it is done.
+    def join(self, resolver: Resolver, host: str, port: int, family: int, bell: Bell) -> Lookup:
+        """Start a look-up, or join an equal one. `bell` is rung when it is done.
 
-        Raises:
-            ConnectError: no thread could be started.
+        Where no thread can be had, the look-up is done at once, with an error.
         """
         lookup = Lookup(resolver, host, port, family)
-        with self._lock:
-            equal = self._under_way.get(lookup.key)
-            if equal is not None and lookup.started_at - equal.started_at < SHARED_FOR:
-                equal.wakers.append(wake)
+        lookup.bells.add(bell)
+        share = self._shares.setdefault(id(resolver), _Share())
+        equal = self._under_way.get(lookup.key)
+        if equal is not None and lookup.started_at - equal.started_at < SHARED_FOR:
+            equal.bells.add(bell)
+            # Added first: if it was dropped in this moment then either its thread sees the bell, or we see that.
+            if not equal.dropped:
+                if equal.done:
+                    bell.ring()
+                elif not equal.begun:
+                    self._put(share, equal)  # an interrupt may have kept its starter from that
                 return equal
-            self._queue.append(lookup)
-            if len(self._queue) > self._idle and self._threads < MAX_THREADS:
-                self._add_thread()
-            lookup.wakers.append(wake)
-            self._under_way[lookup.key] = lookup
-            self._work_is_there.notify()
+        self._under_way[lookup.key] = lookup
+        self._put(share, lookup)
         return lookup
 
-    def leave(self, lookup: Lookup, wake: Callable[[], None]) -> None:
-        """Wait no longer. Once this has returned, `wake` is not called any more."""
-        with self._lock:
-            if wake in lookup.wakers:
-                lookup.wakers.remove(wake)
-            if not lookup.wakers and lookup in self._queue:
-                self._queue.remove(lookup)
-                self._forget(lookup)
-
-    def _add_thread(self) -> None:
-        # An empty context: the limits of the caller who happens to start the thread are not those of its work.
-        target = contextvars.Context().run
-        thread = threading.Thread(target=target, args=(self._work,), name="lamina-resolver", daemon=True)
-        self._threads += 1  # before, so that an interrupt cannot leave a thread uncounted
+    def leave(self, lookup: Lookup, bell: Bell) -> None:
+        """Wait no longer."""
+        lookup.bells.discard(bell)
+        share = self._shares.get(lookup.key[0])
+        if lookup.begun or lookup.wanted or share is None:
+            return
         try:
-            thread.start()
+            share.queue.remove(lookup)
+        except ValueError:
+            return  # a thread has it already
+        self._forget(lookup)
+
+    def _put(self, share: _Share, lookup: Lookup) -> None:
+        if lookup not in share.queue:
+            share.queue.append(lookup)
+        if share.permits:
+            self._add_thread(share, lookup)
+
+    def _add_thread(self, share: _Share, lookup: Lookup) -> None:
+        try:
+            if sys.is_finalizing():  # threads of this kind have stopped for good
+                raise RuntimeError("the program is ending")
+            # An empty context: the limits of the caller who happens to start it are not those of its work.
+            target = contextvars.Context().run
+            arguments = (self._work, share, lookup.key[0])
+            threading.Thread(target=target, args=arguments, name="lamina-resolver", daemon=True).start()
         except RuntimeError as exc:  # no more threads, or the interpreter is ending
-            self._threads -= 1
-            if not self._threads:
-                self._queue.pop()
+            if not share.threads or sys.is_finalizing():
                 message = f"no thread could be started to resolve a name: {exc}"
-                raise ConnectError(message, phase="dns") from exc
+                lookup.error = ConnectError(message, phase="dns")
+                self._end(lookup)
 
-    def _work(self) -> None:
-        while (lookup := self._next()) is not None:
-            lookup.ask()
-            with self._lock:
-                self._forget(lookup)
-                # Within the lock, so that a waker is not called when its owner has left and closed what it uses.
-                for wake in lookup.wakers:
-                    wake()
-                lookup.wakers.clear()
-            del lookup  # hold nothing while waiting for work
+    def _work(self, share: _Share, resolver_id: int) -> None:
+        # Asked again after the permit was given back: who put a look-up there in between may have seen no permit.
+        while share.queue:
+            try:
+                permit = share.permits.pop()
+            except IndexError:
+                return  # there are enough
+            self._ask_all(share)
+            share.permits.append(permit)
+        if not share.threads and self._shares.get(resolver_id) is share:
+            self._shares.pop(resolver_id, None)
 
-    def _next(self) -> Lookup | None:
-        with self._lock:
-            while not self._queue:
-                self._idle += 1
-                came = self._work_is_there.wait(THREAD_IDLE)
-                self._idle -= 1
-                if not came and not self._queue:
-                    self._threads -= 1
-                    return None
-            return self._queue.popleft()
+    def _ask_all(self, share: _Share) -> None:
+        while share.queue:
+            try:
+                lookup = share.queue.popleft()
+            except IndexError:
+                return  # another thread was faster
+            if not lookup.begun:
+                if not lookup.done and lookup.wanted:
+                    lookup.begun = True
+                    lookup.ask()
+                self._end(lookup)
+            del lookup  # as in `ask`
+
+    def _end(self, lookup: Lookup) -> None:
+        self._forget(lookup)
+        while lookup.bells:
+            try:
+                lookup.bells.pop().ring()
+            except KeyError:
+                return  # who waited has left
 
     def _forget(self, lookup: Lookup) -> None:
         if self._under_way.get(lookup.key) is lookup:
-            del self._under_way[lookup.key]
+            self._under_way.pop(lookup.key, None)
 
     def __repr__(self) -> str:
-        return (
-            f"<LookupPool [{self._threads} threads, {self._idle} idle, {len(self._queue)} queued, "
-            f"{len(self._under_way)} under way]>"
-        )
+        threads = sum(share.threads for share in list(self._shares.values()))
+        return f"<Lookups [{threads} threads, {len(self._under_way)} under way]>"
 
 
-LOOKUPS = LookupPool()
-"""Shared by all backends of the process, so that the bound on threads is one."""
+LOOKUPS = Lookups()
+"""Shared by all backends of the process."""
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=LOOKUPS.reset)

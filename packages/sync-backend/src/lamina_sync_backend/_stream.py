@@ -20,7 +20,7 @@ from lamina_interfaces import (
 )
 from lamina_interfaces.dialing import format_address
 
-from ._transport import READING, WRITING, Transport
+from ._transport import READING, WRITING, Look, Transport, User
 
 if TYPE_CHECKING:
     import ssl
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from lamina_interfaces import BytesLike, SocketAddress
 
     from ._tls import TLSChannel
+
+MAX_READ_SIZE = 1024 * 1024
+"""Most bytes that one read returns, for the system is given room for all that are asked for."""
 
 
 class SyncStream(NetworkStream, InterruptibleWriter):
@@ -64,31 +67,39 @@ class SyncStream(NetworkStream, InterruptibleWriter):
         size = DEFAULT_READ_SIZE if max_bytes is None else _check_size(max_bytes)
         limit = Limit(timeout, monotonic, "read")
         limit.check()
-        transport = self._transport
+        transport, user = self._transport, User()
         try:
-            transport.enter(limit, READING, "read")
+            transport.enter(user, READING, "read")
             if self._tls is None:
                 return transport.receive(size, limit)
             return self._tls.read(size, limit)
         finally:
-            transport.leave(limit)
+            # No call stands first, so that no interrupt comes in between.
+            if transport.reader is user:
+                transport.reader = None
+            if transport.closed:
+                transport.settle()
 
     def write(self, buffer: BytesLike, timeout: float | None = None) -> None:
         """Send all the bytes. See `NetworkStream.write`."""
-        view = _view(buffer)
         limit = Limit(timeout, monotonic, "write")
-        limit.check()
-        transport = self._transport
-        try:
-            transport.enter(limit, WRITING, "write")
-            if not view:
-                return
-            if self._tls is None:
-                transport.send(view, limit)
-            else:
-                self._tls.write(view, limit)
-        finally:
-            transport.leave(limit)
+        transport, user = self._transport, User()
+        # Released in any case: the traceback of an error keeps this frame, and would keep the buffer locked.
+        with _view(buffer) as view:
+            limit.check()
+            try:
+                transport.enter(user, WRITING, "write")
+                if not view:
+                    return
+                if self._tls is None:
+                    transport.send(view, limit)
+                else:
+                    self._tls.write(view, limit)
+            finally:
+                if transport.writer is user:
+                    transport.writer = None
+                if transport.closed:
+                    transport.settle()
 
     def write_until_readable(self, buffer: BytesLike, timeout: float | None = None) -> int:
         """Send the bytes, but return early once something can be read. See `InterruptibleWriter`.
@@ -96,20 +107,25 @@ class SyncStream(NetworkStream, InterruptibleWriter):
         Over TLS, up to 128 KiB that have been encrypted but not sent count as sent; the next read or write sends
         them. While another thread reads, that one will hear the answer, and all of the bytes are sent.
         """
-        view = _view(buffer)
         limit = Limit(timeout, monotonic, "write")
-        limit.check()
-        transport = self._transport
-        try:
-            transport.enter(limit, READING | WRITING, "write")
-            if self._tls is None:
-                return transport.send_until_readable(view, limit)
-            return self._tls.write_until_readable(view, limit)
-        except ConcurrencyError:
-            self.write(view, timeout)  # refused too, if it is another writer
-            return len(view)
-        finally:
-            transport.leave(limit)
+        transport, user = self._transport, User()
+        with _view(buffer) as view:
+            limit.check()
+            try:
+                transport.enter(user, READING | WRITING, "write")
+                if self._tls is None:
+                    return transport.send_until_readable(view, limit)
+                return self._tls.write_until_readable(view, limit)
+            except ConcurrencyError:
+                self.write(view, timeout)  # refused too, if it is another writer
+                return len(view)
+            finally:
+                if transport.reader is user:
+                    transport.reader = None
+                if transport.writer is user:
+                    transport.writer = None
+                if transport.closed:
+                    transport.settle()
 
     # --- TLS -----------------------------------------------------------------------------------------------
 
@@ -123,24 +139,31 @@ class SyncStream(NetworkStream, InterruptibleWriter):
 
         Raises:
             ConnectTimeout, DeadlineExceeded, ConnectError: as in the contract. The stream is closed.
-            ArgumentValueError, ArgumentTypeError: the name or the context cannot be used, or the context checks
-                names and none was given. Nothing was sent; the stream is closed.
+            ArgumentValueError, ArgumentTypeError: the limit, the name or the context cannot be used, or the
+                context checks names and none was given. Nothing was sent; the stream is closed.
             ConcurrencyError: another thread is using the stream. Nothing has changed.
         """
-        user = object()
+        transport, user = self._transport, User()
         try:
-            self._start_tls(user, ssl_context, server_hostname, timeout)
+            # First of all, so that no mistake of ours closes a stream that another thread is using.
+            transport.enter(user, READING | WRITING, "tls")
+            self._handshake(ssl_context, server_hostname, timeout)
         except ConcurrencyError:
             raise  # the stream belongs to another thread
         except BaseException:
             self.abort()
             raise
         finally:
-            self._transport.leave(user)
+            if transport.reader is user:
+                transport.reader = None
+            if transport.writer is user:
+                transport.writer = None
+            if transport.closed:
+                transport.settle()
         return self
 
-    def _start_tls(
-        self, user: object, ssl_context: ssl.SSLContext, server_hostname: str | None, timeout: float | None
+    def _handshake(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None, timeout: float | None
     ) -> None:
         # Lazily: a client of plain HTTP never needs them.
         from lamina_interfaces.tls import TLSEngine
@@ -150,7 +173,6 @@ class SyncStream(NetworkStream, InterruptibleWriter):
         limit = Limit(timeout, monotonic, "tls")
         limit.check()
         start = monotonic()
-        self._transport.enter(user, READING | WRITING, "tls")
         beneath = self._tls
         engine = TLSEngine(ssl_context, server_hostname, over=None if beneath is None else beneath.engine)
         channel = TLSChannel(self._transport, engine, beneath)
@@ -175,10 +197,10 @@ class SyncStream(NetworkStream, InterruptibleWriter):
 
     def __del__(self) -> None:
         transport = getattr(self, "_transport", None)
-        if transport is None or transport.closed or transport.sock.fileno() < 0:
+        if transport is None or transport.sock.fileno() < 0:
             return
         try:
-            if not transport.inherited:
+            if not (transport.closed or transport.inherited):
                 warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
         finally:
             transport.close()
@@ -206,16 +228,19 @@ class SyncStream(NetworkStream, InterruptibleWriter):
         transport = self._transport
         if transport.closed:
             return True
-        user = object()
+        look = Look()
         try:
-            transport.enter(user, READING, "read")
+            transport.enter(look, READING, "read")
             return transport.readable_now() if self._tls is None else self._tls.readable()
         except ConcurrencyError:
             return False  # what comes belongs to the thread that is reading
         except NetworkError:
-            return True  # closed in between
+            return True  # closed in between, or the parent process's
         finally:
-            transport.leave(user)
+            if transport.reader is look:
+                transport.reader = None
+            if transport.closed:
+                transport.settle()
 
     def __repr__(self) -> str:
         state = "closed" if self._transport.closed else "open"
@@ -243,12 +268,17 @@ def _check_size(max_bytes: int) -> int:
         raise ArgumentTypeError(f"max_bytes must be an int or None, not {type(max_bytes).__name__}")
     if max_bytes < 1:
         raise ArgumentValueError(f"max_bytes must be at least 1, got {max_bytes}")
-    return max_bytes
+    return min(max_bytes, MAX_READ_SIZE)
 
 
 def _view(buffer: BytesLike) -> memoryview:
     try:
         view = memoryview(buffer)
-        return view if view.format == "B" and view.contiguous and view.ndim == 1 else view.cast("B")
+        if view.format == "B" and view.contiguous and view.ndim == 1:
+            return view
+        with view:
+            return view.cast("B")
     except TypeError as exc:
         raise ArgumentTypeError(f"a buffer of bytes is needed: {exc}") from exc
+    except ValueError as exc:
+        raise ArgumentValueError(f"the buffer cannot be read: {exc}") from exc

@@ -3,19 +3,27 @@
 `lock` guards the engine, because one `ssl.SSLObject` must not be used by two threads at a time. It is held
 while bytes are encrypted or decrypted, never while anybody waits.
 
-`_sending` is the right to take ciphertext from the engine and put it on the wire, and guards `_unsent`. Without
-it two threads could take one after the other and send the other way round. A writer holds it through the whole
-of its write. A reader needs it too, because reading may produce something to send (the answer to a key update),
-but must never wait for a writer that waits for the peer: it tries, and where it fails the writer, who looks
-again after letting go, sends the reader's bytes as well.
+The *right to send* is the right to take ciphertext from the engine and put it on the wire, and guards what is
+left over (`unsent`). Without it two threads could take one after the other and send the other way round. A writer
+holds it through the whole of its write. A reader needs it too, because reading may produce something to send (the
+answer to a key update), but must never wait for a writer that waits for the peer: it tries, and where it fails the
+writer, who looks again after letting go, sends the reader's bytes as well.
+
+Both are shared by all the layers of TLS in TLS, since the outer engines work through the inner ones: so closing
+a stream says no farewell through an engine that a handshake is using.
+
+The lock is re-entrant, for a signal handler that closes a stream which its own thread is using. The right to send
+is not a lock but the name of its holder: an interrupt may strike between getting a lock and noting that one has it.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
+import time
 from typing import TYPE_CHECKING
 
-from lamina_interfaces import ConnectError, NetworkError, ReadError
+from lamina_interfaces import ConcurrencyError, ConnectError, NetworkError, ReadError
 
 from ._waiting import WRITE
 
@@ -31,11 +39,53 @@ RECEIVE_SIZE = 64 * 1024
 SLICE = 128 * 1024
 """Bytes of plaintext that are encrypted at once: eight records, so that memory stays small and calls are few."""
 
-FAREWELL_WAIT = 0.1
-"""Seconds that closing waits for another thread to finish decrypting, before it leaves out the farewell."""
+TURN_PAUSE = 0.0002
+"""Seconds between two tries to get the right to send, which a reader has for a few calls that do not wait."""
 
 MESSAGES_WITHOUT_DATA = 16
 """How often a look for data reads from the socket in vain before the peer counts as talking."""
+
+
+class Sender:
+    """One who has, or wants, the right to send."""
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+
+
+class Wire:
+    """What all layers of TLS over one transport share.
+
+    Attributes:
+        lock: guards the engines.
+        sender: who has the right to send, or `None`. Given back by assigning `None`.
+        unsent: ciphertext that was taken from the engine and has not been sent.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.sender: Sender | None = None
+        self.unsent = memoryview(b"")
+
+    def try_to_take_the_turn(self, sender: Sender) -> bool:
+        """Get the right to send if nobody has it."""
+        with self.lock:
+            if self.sender is None:
+                self.sender = sender
+        return self.sender is sender
+
+    def take_the_turn(self, sender: Sender, limit: Limit) -> None:
+        """Get the right to send. By the user of the writing side, so that only a reader can have it.
+
+        Raises:
+            ConcurrencyError: a signal handler has interrupted the reader, and wants to write.
+        """
+        while not self.try_to_take_the_turn(sender):
+            holder = self.sender
+            if holder is not None and holder.thread == sender.thread:
+                raise ConcurrencyError("this thread is in the middle of using this stream", phase=limit.phase)
+            limit.check()
+            time.sleep(TURN_PAUSE)
 
 
 class TLSChannel:
@@ -50,27 +100,24 @@ class TLSChannel:
     def __init__(self, transport: Transport, engine: TLSEngine, beneath: TLSChannel | None = None) -> None:
         self.engine = engine
         self._transport = transport
-        self._lock = threading.Lock()
-        self._sending = threading.Lock()
-        self._unsent: memoryview = memoryview(b"") if beneath is None else beneath._unsent
+        self._wire: Wire = Wire() if beneath is None else beneath._wire
 
     # --- handshake -----------------------------------------------------------------------------------------
 
     def handshake(self, limit: Limit) -> None:
         """Perform the handshake of the engine. By the user of both sides."""
+        wire, sender = self._wire, Sender()
         try:
-            with self._sending:
-                self._send_unsent(limit)  # of the layer beneath
-                while True:
+            wire.take_the_turn(sender, limit)
+            self._send_unsent(limit)  # of the layer beneath
+            done = False
+            while not done:
+                with wire.lock:
                     done = self.engine.handshake()
-                    self._transport.send(memoryview(self.engine.take()), limit)
-                    if done:
-                        break
-                    ciphertext = self._transport.receive(RECEIVE_SIZE, limit)
-                    if ciphertext:
-                        self.engine.feed(ciphertext)
-                    else:
-                        self.engine.feed_eof()
+                    wire.unsent = memoryview(self.engine.take())
+                self._send_unsent(limit)
+                if not done:
+                    self._feed(self._transport.receive(RECEIVE_SIZE, limit))
         except ConnectError:
             self._send_alert()
             raise
@@ -78,11 +125,16 @@ class TLSChannel:
             raise ConnectError(
                 f"the connection broke during the TLS handshake: {exc.message}", phase="tls", errno=exc.errno
             ) from exc
+        finally:
+            if wire.sender is sender:
+                wire.sender = None
 
     def _send_alert(self) -> None:
         """Tell the peer why, so that its log says more than "connection closed"."""
         try:
-            self._transport.send_now(memoryview(self.engine.take()))
+            with self._wire.lock:
+                alert = self.engine.take()
+            self._transport.send_now(memoryview(alert))
         except NetworkError:
             pass  # it need not be told
 
@@ -91,14 +143,14 @@ class TLSChannel:
     def read(self, max_bytes: int, limit: Limit) -> bytes:
         """Wait for plaintext. By the user of the reading side."""
         while True:
-            with self._lock:
+            with self._wire.lock:
                 data = self.engine.read(max_bytes)
                 answer = self.engine.outgoing
             if answer:
                 self._send_some()
             if data is not None:
                 return data
-            if self._unsent and not self._sending.locked():
+            if self._wire.unsent and self._wire.sender is None:
                 # Nobody is writing, so what is left over goes out while we wait.
                 events = self._transport.wait_either(limit)
                 if events & WRITE:
@@ -110,7 +162,7 @@ class TLSChannel:
     def readable(self) -> bool:
         """Whether `read` would return at once. By the user of the reading side; never waits."""
         for _ in range(MESSAGES_WITHOUT_DATA):
-            with self._lock:
+            with self._wire.lock:
                 readable = self.engine.readable()
                 answer = self.engine.outgoing
             if answer:
@@ -127,7 +179,7 @@ class TLSChannel:
         return True
 
     def _feed(self, ciphertext: bytes) -> None:
-        with self._lock:
+        with self._wire.lock:
             if ciphertext:
                 self.engine.feed(ciphertext)
             else:
@@ -137,11 +189,17 @@ class TLSChannel:
 
     def write(self, view: memoryview, limit: Limit) -> None:
         """Send all of it. By the user of the writing side."""
-        with self._sending:
+        wire, sender = self._wire, Sender()
+        try:
+            wire.take_the_turn(sender, limit)
             self._send_unsent(limit)
             for start in range(0, len(view), SLICE):
-                self._encrypt(view[start : start + SLICE])
+                with view[start : start + SLICE] as piece:
+                    self._encrypt(piece)
                 self._send_unsent(limit)
+        finally:
+            if wire.sender is sender:
+                wire.sender = None
         self._send_some()
 
     def write_until_readable(self, view: memoryview, limit: Limit) -> int:
@@ -149,78 +207,93 @@ class TLSChannel:
 
         What has been encrypted cannot be taken back: it counts as sent, and goes out with the next operation.
         """
+        wire, sender = self._wire, Sender()
         taken = 0
-        with self._sending:
+        try:
+            wire.take_the_turn(sender, limit)
             while True:
-                if self._unsent:
+                if wire.unsent:
                     events = self._transport.wait_either(limit)
                     if events & ~WRITE and self.readable():
                         break
-                    self._unsent = self._unsent[self._transport.send_now(self._unsent) :]
+                    wire.unsent = wire.unsent[self._transport.send_now(wire.unsent) :]
                 elif taken == len(view) or self.readable():
                     break
                 else:
-                    piece = view[taken : taken + SLICE]
-                    self._encrypt(piece)
-                    taken += len(piece)
-        self._send_some()
+                    with view[taken : taken + SLICE] as piece:
+                        self._encrypt(piece)
+                        taken += len(piece)
+            if wire.unsent or taken < len(view):
+                self._transport.check_open()
+        finally:
+            if wire.sender is sender:
+                wire.sender = None
+        self._send_some()  # what looking for data has produced
         return taken
 
     def _encrypt(self, piece: memoryview) -> None:
-        with self._lock:
+        with self._wire.lock:
             self.engine.write(piece)
-            self._unsent = memoryview(self.engine.take())
+            self._wire.unsent = memoryview(self.engine.take())
 
     def _send_unsent(self, limit: Limit) -> None:
         """Send what is left over. With the right to send."""
-        while self._unsent:
-            sent = self._transport.send_now(self._unsent)
-            self._unsent = self._unsent[sent:]
+        wire = self._wire
+        while wire.unsent:
+            sent = self._transport.send_now(wire.unsent)
+            wire.unsent = wire.unsent[sent:]
             if not sent:
                 self._transport.wait_writable(limit)
 
     def _send_some(self) -> None:
         """Send what the engine has for the peer, as far as that goes without waiting. Never raises."""
         # Whoever finds the right to send taken goes away, so whoever had it looks again after letting go.
-        while self._has_more_to_send() and self._sending.acquire(blocking=False):
+        wire, transport = self._wire, self._transport
+        while self._has_more_to_send():
+            sender = Sender()
             try:
-                if not self._unsent:
-                    with self._lock:
-                        self._unsent = memoryview(self.engine.take())
-                sent = self._transport.send_now(self._unsent)
-                self._unsent = self._unsent[sent:]
+                if not wire.try_to_take_the_turn(sender):
+                    return
+                if not wire.unsent:
+                    with wire.lock:
+                        wire.unsent = memoryview(self.engine.take())
+                sent = transport.send_now(wire.unsent)
+                wire.unsent = wire.unsent[sent:]
                 if not sent:
                     return
             except NetworkError:
                 # What the peer no longer takes is no loss for a reader; a writer finds out for itself.
-                self._unsent = memoryview(b"")
+                wire.unsent = memoryview(b"")
                 return
             finally:
-                self._sending.release()
+                if wire.sender is sender:
+                    wire.sender = None
 
     def _has_more_to_send(self) -> bool:
-        if self._unsent:
+        if self._wire.unsent:
             return True
-        with self._lock:
+        with self._wire.lock:
             return self.engine.outgoing
 
     # --- the end -------------------------------------------------------------------------------------------
 
     def farewell(self) -> None:
         """Send close_notify if that goes at once: not behind another thread's unfinished record."""
-        if not self._sending.acquire(blocking=False):
-            return
+        if sys.is_finalizing():
+            return  # a thread that has stopped for good may hold the lock
+        wire, transport, sender = self._wire, self._transport, Sender()
         try:
-            self._unsent = self._unsent[self._transport.send_now(self._unsent) :]
-            if self._unsent or not self._lock.acquire(timeout=FAREWELL_WAIT):
+            if not wire.try_to_take_the_turn(sender):
                 return
-            try:
+            wire.unsent = wire.unsent[transport.send_now(wire.unsent) :]
+            if wire.unsent:
+                return
+            with wire.lock:
                 self.engine.close()
                 ciphertext = self.engine.take()
-            finally:
-                self._lock.release()
-            self._transport.send_now(memoryview(ciphertext))
+            transport.send_now(memoryview(ciphertext))
         except NetworkError:
             pass  # the peer has gone already
         finally:
-            self._sending.release()
+            if wire.sender is sender:
+                wire.sender = None

@@ -5,8 +5,10 @@ The socket is non-blocking. A thread waits in `poll` and nowhere else, so a time
 Closing from another thread. A file descriptor that is closed while somebody polls or reads it may be given to
 another connection in the same moment, and the reader would take that one's bytes. So a closed transport is only
 shut down at first, which wakes everybody who waits on it, and the last user to leave closes the descriptor.
-Each side, reading and writing, has one user at a time: one operation, known by an object of its own, so that it
-may leave in a `finally` whether or not it ever got in.
+Each side, reading and writing, has one user at a time: one operation, known by an object of its own. It leaves by
+plain assignments in a `finally`, which an interrupt cannot divide, whether or not it ever got in.
+
+A look for data (`Look`) is a user as well, but one that never waits; so whoever finds a look waits for its end.
 
 A forked child has a copy of the descriptor. It may close its copy, but a shutdown (or a farewell of TLS) would
 end the parent's connection, so the process is remembered too.
@@ -17,15 +19,16 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from typing import TYPE_CHECKING
 
-from lamina_interfaces import ConcurrencyError, ReadError
+from lamina_interfaces import ConcurrencyError, ReadError, WriteError
 
 from ._translation import network_error
 from ._waiting import READ, WRITE, new_poll, wait
 
 if TYPE_CHECKING:
-    from lamina_interfaces import Limit, Phase
+    from lamina_interfaces import Limit, NetworkError, Phase
 
     from ._waiting import Poll
 
@@ -38,8 +41,28 @@ BULK = 16 * 1024
 # A process that handles SIGPIPE in its own way must not get one from us.
 _SEND_FLAGS = getattr(socket, "MSG_NOSIGNAL", 0)
 
+LOOK_PATIENCE = 1.0
+"""Seconds for which another thread's look for data is waited for; it takes a fraction of a millisecond."""
+
+LOOK_PAUSE = 0.0001
+"""Seconds between two glances whether that look is over."""
+
+_LINGER = getattr(socket, "SO_LINGER", None)
+
 _CLOSED = "the stream is closed"
+_INHERITED = "the stream belongs to the parent process"
 _BROKE = "the connection broke"
+
+
+class User:
+    """One operation on a stream."""
+
+
+class Look(User):
+    """A look for data, which never waits."""
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
 
 
 class Transport:
@@ -55,8 +78,8 @@ class Transport:
         self._pid = os.getpid()
         # Re-entrant: a finaliser may call `close` while this very thread is in one of the short sections below.
         self._lock = threading.RLock()
-        self._reader: object | None = None
-        self._writer: object | None = None
+        self.reader: User | None = None
+        self.writer: User | None = None
         self._read_poll: Poll | None = None
         self._write_poll: Poll | None = None
         self._bulk = False
@@ -67,40 +90,55 @@ class Transport:
 
     # --- users and the end ---------------------------------------------------------------------------------
 
-    def enter(self, user: object, sides: int, phase: Phase) -> None:
+    def enter(self, user: User, sides: int, phase: Phase) -> None:
         """Make `user`, one operation, the user of one side or both.
+
+        Its `finally` takes it out of `reader` and `writer`, and calls `settle` if the transport is closed.
 
         Raises:
             ConcurrencyError: there is another one.
-            NetworkError: the transport is closed.
+            NetworkError: the transport is closed, or the parent process's.
         """
+        if self.inherited:
+            # Before the lock, which a thread that does not exist here may hold.
+            raise network_error(OSError(_INHERITED), phase)
+        end = 0.0
+        while not self._entered(user, sides, phase):
+            now = time.monotonic()
+            end = end or now + LOOK_PATIENCE
+            if now > end:
+                raise ConcurrencyError("another thread is looking for data on this stream", phase=phase)
+            time.sleep(LOOK_PAUSE)
+
+    def _entered(self, user: User, sides: int, phase: Phase) -> bool:
+        """Enter, unless a look of another thread is in the way."""
         with self._lock:
-            if sides & READING and self._reader is not None:
+            reader = self.reader
+            if sides & READING and reader is not None:
+                if isinstance(reader, Look) and reader.thread != threading.get_ident():
+                    return False
                 raise ConcurrencyError("another thread is reading from this stream", phase=phase)
-            if sides & WRITING and self._writer is not None:
+            if sides & WRITING and self.writer is not None:
                 raise ConcurrencyError("another thread is writing to this stream", phase=phase)
             # Marked first and looked at second, for the sake of a finaliser that closes in between.
             if sides & READING:
-                self._reader = user
+                self.reader = user
             if sides & WRITING:
-                self._writer = user
+                self.writer = user
             if self.closed:
                 raise network_error(OSError(_CLOSED), phase)
+        return True
 
-    def leave(self, user: object) -> None:
-        """Let `user` be the user no longer; nothing happens if it is not."""
+    def settle(self) -> None:
+        """Free the descriptor of a closed transport once nobody uses it."""
         with self._lock:
-            if self._reader is user:
-                self._reader = None
-            if self._writer is user:
-                self._writer = None
             if self.closed and not self.users:
-                self.sock.close()
+                self._free()
 
     @property
     def users(self) -> int:
         """The sides that are in use."""
-        return (READING if self._reader is not None else 0) | (WRITING if self._writer is not None else 0)
+        return (READING if self.reader is not None else 0) | (WRITING if self.writer is not None else 0)
 
     @property
     def inherited(self) -> bool:
@@ -108,23 +146,38 @@ class Transport:
         return os.getpid() != self._pid
 
     def close(self) -> None:
-        """Shut down, wake those who wait, and free the descriptor when the last of them has left."""
+        """Shut down, wake those who wait, and free the descriptor when the last of them has left.
+
+        May be repeated, and does then what an interrupt kept it from doing.
+        """
         if self.inherited:
             # Of the parent's threads only one lives on, and another may have held the lock.
             self.closed = True
             self.sock.close()
             return
         with self._lock:
-            if self.closed:
-                return
             self.closed = True
+            if self.sock.fileno() < 0:
+                return
             try:
                 self.sock.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass  # the peer was faster
             finally:
-                if not self.users:
-                    self.sock.close()
+                self.settle()
+
+    def _free(self) -> None:
+        try:
+            # With a time to linger, which a caller may have set, the system would block in `close`. A time of 0
+            # (end by a reset) does not block, and stays.
+            if _LINGER is not None and self.sock.fileno() >= 0:
+                linger = self.sock.getsockopt(socket.SOL_SOCKET, _LINGER, 8)
+                if any(linger[len(linger) // 2 :]):
+                    self.sock.setsockopt(socket.SOL_SOCKET, _LINGER, bytes(len(linger)))
+        except OSError:
+            pass  # no such option for this kind of socket
+        finally:
+            self.sock.close()
 
     # --- reading -------------------------------------------------------------------------------------------
 
@@ -149,9 +202,8 @@ class Transport:
             self._bulk = False
             return None
         except OSError as exc:
-            error = network_error(exc, "read", _CLOSED if self.closed else _BROKE)
-            self._read_failure = error.message
-            raise error from exc
+            # Nothing is kept in a variable here: the traceback knows this frame, which would know the error.
+            raise self._noted_read_failure(exc) from exc
         self._bulk = len(data) >= BULK
         if not data:
             # Our own shutdown, or a break that the writer was told of, reads like the peer's end but is not.
@@ -172,7 +224,8 @@ class Transport:
         sent = self.send_now(view)
         while sent < len(view):
             self.wait_writable(limit)
-            sent += self.send_now(view[sent:])
+            with view[sent:] as rest:
+                sent += self.send_now(rest)
 
     def send_now(self, view: memoryview) -> int:
         """Send what the system takes at once; how many bytes that was."""
@@ -181,19 +234,27 @@ class Transport:
         except (BlockingIOError, InterruptedError):
             return 0
         except OSError as exc:
-            error = network_error(exc, "write", _CLOSED if self.closed else _BROKE)
-            # Bytes that have come may still be read: an answer may be among them.
-            self._write_failure = error.message
-            raise error from exc
+            raise self._noted_write_failure(exc) from exc
 
     def send_until_readable(self, view: memoryview, limit: Limit) -> int:
         """Send all of it, or less if something can be read before."""
         sent = 0
         while sent < len(view):
             if self.wait_either(limit) & ~WRITE:
+                self.check_open()
                 break
-            sent += self.send_now(view[sent:])
+            with view[sent:] as rest:
+                sent += self.send_now(rest)
         return sent
+
+    def check_open(self) -> None:
+        """Tell a writer that what can be read is our own end.
+
+        Raises:
+            WriteError: another thread has closed the transport.
+        """
+        if self.closed:
+            raise WriteError(_CLOSED, phase="write")
 
     def wait_writable(self, limit: Limit) -> None:
         """Wait until the system takes more."""
@@ -206,6 +267,17 @@ class Transport:
         return wait(poll, limit)[0][1]
 
     # --- within --------------------------------------------------------------------------------------------
+
+    def _noted_read_failure(self, exc: OSError) -> NetworkError:
+        error = network_error(exc, "read", _CLOSED if self.closed else _BROKE)
+        self._read_failure = error.message
+        return error
+
+    def _noted_write_failure(self, exc: OSError) -> NetworkError:
+        # Bytes that have come may still be read: an answer may be among them.
+        error = network_error(exc, "write", _CLOSED if self.closed else _BROKE)
+        self._write_failure = error.message
+        return error
 
     def _poll_for_reading(self) -> Poll:
         # Kept: the descriptor stays the same as long as there is a user. One each, since a poll object

@@ -14,13 +14,11 @@ from __future__ import annotations
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from lamina_interfaces import NEVER, LaminaError, check_seconds, close_deadline, open_deadline
+from lamina_interfaces import NEVER, Deadline, LaminaError, check_seconds, close_deadline, enter_deadline
 
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
-
-    from lamina_interfaces import Deadline
 
 
 class TimeoutStateError(LaminaError, RuntimeError):
@@ -54,7 +52,8 @@ class timeout:  # noqa: N801 - reads as a statement, as in `asyncio.timeout`, an
     next operation of lamina in the block raises before it does anything.
 
     The clock is `time.monotonic`. One object bounds one block, in the thread that enters it: other threads do
-    not see the deadline, also not those that are started inside the block. `cancel` and `reschedule` may be
+    not see the deadline, also not those that are started inside the block. Only work that is handed a copy of
+    the context (`asyncio.to_thread`) has it too, until the block ends. `cancel` and `reschedule` may be
     called from any thread; a wait that is under way takes notice when it next looks, within
     `lamina_interfaces.GLANCE_SECONDS`.
 
@@ -67,24 +66,30 @@ class timeout:  # noqa: N801 - reads as a statement, as in `asyncio.timeout`, an
         ArgumentTypeError: `seconds` is no number.
     """
 
-    __slots__ = ("_deadline", "_ended_at", "_seconds")
+    __slots__ = ("__weakref__", "_deadline", "_remaining_at_end", "_seconds")
 
     def __init__(self, seconds: float | None) -> None:
         self._seconds = check_seconds(seconds)
         self._deadline: Deadline | None = None
-        self._ended_at: float | None = None
+        self._remaining_at_end = NEVER
 
     def __enter__(self) -> Self:
         if self._deadline is not None:
             raise TimeoutStateError(f"{self!r} was entered before; make a new timeout for each block")
-        self._deadline = open_deadline(self._seconds, monotonic())
+        self._deadline = Deadline(self._seconds, monotonic())
+        try:
+            enter_deadline(self._deadline, self)
+        except BaseException:
+            # An interrupt: the `with` statement does not have this object yet, and would not call `__exit__`.
+            close_deadline(self._deadline)
+            raise
         return self
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._deadline is not None:
-            self._ended_at = monotonic()
+        if self._deadline is not None and not self._deadline.ended:
+            self._remaining_at_end = self._deadline.remaining(monotonic())
             close_deadline(self._deadline)
 
     def cancel(self) -> None:
@@ -94,7 +99,7 @@ class timeout:  # noqa: N801 - reads as a statement, as in `asyncio.timeout`, an
         """
         if self._deadline is None:
             self._seconds = NEVER
-        elif self._ended_at is None:
+        elif not self._deadline.ended:
             self._deadline.cancel()
 
     def reschedule(self, seconds: float | None) -> None:
@@ -105,7 +110,7 @@ class timeout:  # noqa: N801 - reads as a statement, as in `asyncio.timeout`, an
             ArgumentTypeError: `seconds` is no number. The old limit stays.
             TimeoutStateError: the block has not been entered yet, or has ended.
         """
-        if self._deadline is None or self._ended_at is not None:
+        if self._deadline is None or self._deadline.ended:
             raise TimeoutStateError(f"{self!r} cannot be rescheduled: its block is not open")
         self._deadline.reschedule(seconds, monotonic())
 
@@ -115,20 +120,19 @@ class timeout:  # noqa: N801 - reads as a statement, as in `asyncio.timeout`, an
 
         Before the block, all of its seconds; after it, what remained at its end.
         """
-        return self._seconds if self._deadline is None else self._deadline.remaining(self._now())
+        if self._deadline is None:
+            return self._seconds
+        return self._remaining_at_end if self._deadline.ended else self._deadline.remaining(monotonic())
 
     @property
     def expired(self) -> bool:
         """Whether this block's own limit has passed; after the block, whether it had passed at its end."""
-        return self._deadline is not None and self._deadline.expired(self._now())
-
-    def _now(self) -> float:
-        return monotonic() if self._ended_at is None else self._ended_at
+        return self._deadline is not None and not self.remaining
 
     def __repr__(self) -> str:
         if self._deadline is None:
             return f"<timeout [{_in_words(self._seconds)}, not entered]>"
-        state = "open" if self._ended_at is None else "ended"
+        state = "ended" if self._deadline.ended else "open"
         if self._deadline.limit == NEVER:
             left = ""
         elif self.expired:
