@@ -544,7 +544,7 @@ def test_a_pool_timeout_of_zero_takes_what_is_free_and_waits_for_nothing(backend
 def test_time_spent_waiting_counts_when_the_connection_turns_out_to_be_dead(
     backend: MemoryBackend, clock: Clock
 ) -> None:
-    """Needs, 21: the budget does not begin anew with the replacement."""
+    """The budget does not begin anew with the replacement."""
     limits: list[float | None] = []
     with clock.pool(network_backend=backend, max_connections=2, max_connections_per_origin=2) as pool:
         core = pool._pool

@@ -562,7 +562,7 @@ def test_thousands_of_dropped_responses_are_taken_back_at_once_G08() -> None:
 
 
 def test_collecting_garbage_inside_the_lock_does_no_harm_G08() -> None:
-    """Needs, 5: the finaliser of a response runs in the middle of a step of the scheduler."""
+    """The finaliser of a response runs in the middle of a step of the scheduler."""
     backend = MemoryBackend(half)
     with (
         ConnectionPool(network_backend=backend, max_connections=4, max_connection_age=1e9) as pool,
@@ -574,7 +574,7 @@ def test_collecting_garbage_inside_the_lock_does_no_harm_G08() -> None:
 
         def collecting() -> float:
             nonlocal collected
-            assert core._lock.locked()  # type: ignore[attr-defined]
+            assert core.is_in_step
             collected += gc.collect()
             return 0.5
 

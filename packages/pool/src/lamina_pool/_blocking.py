@@ -217,7 +217,11 @@ class ResponseStream:
         return self
 
     def __next__(self) -> bytes:
-        data = _drive(self._body.receive())
+        try:
+            data = _drive(self._body.receive())
+        except StopIteration as error:
+            # A callback's. As it is it would be taken for the end of the body; PEP 479 does the same to a generator's.
+            raise RuntimeError("the trace callback raised StopIteration") from error
         if not data:
             raise StopIteration
         return data

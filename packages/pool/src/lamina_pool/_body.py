@@ -176,7 +176,9 @@ class ResponseBody:
         connection = self._connection
         idle_seconds = connection.idle_seconds
         try:
-            reusable = connection.start_next()
+            with self._guard:  # after this look at it nobody may abort it
+                reusable = connection.start_next()
+                self._is_open = False
             if not reusable:
                 connection.close_now()
         except BaseException:

@@ -26,7 +26,7 @@ import os
 import random
 import warnings
 import weakref
-from _thread import get_ident
+from _thread import RLock
 from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -133,8 +133,10 @@ class Pool:
         _pools.add(self)
 
     def _reset(self) -> None:
-        self._lock = self._runtime.create_lock()
-        self._stepper = 0  # the thread that is in a step, if the lock is held
+        # Never taken twice. It is one that knows its owner from the moment on that it is taken: `is_in_step` asks for
+        # that, and a note made afterwards would be too late for a signal handler in between. `threading.Condition`
+        # asks in the same way; the type stubs leave the method out.
+        self._lock: Any = RLock()
         self._put_off: deque[Callable[[], None]] = deque()
         self._scheduler = Scheduler(self._limits, random.random)
         self._todo: deque[Action] = deque()
@@ -159,21 +161,15 @@ class Pool:
             self._put_off.append(step)
             return
         with self._lock:
-            self._take_steps(step)
-
-    def _take_steps(self, step: Callable[[], None]) -> None:
-        try:
-            self._stepper = get_ident()
             step()
             while self._put_off:
                 self._put_off.popleft()()
-        finally:
-            self._stepper = 0
 
     @property
     def is_in_step(self) -> bool:
         """Whether this very thread is in the midst of a step: this is a finaliser, or a signal handler."""
-        return self._stepper == get_ident() and self._lock.locked()
+        is_owned: bool = self._lock._is_owned()
+        return is_owned
 
     def _take_step(self, event: Callable[..., Sequence[Action]], *arguments: Any, **options: Any) -> None:
         if self._is_torn or self._is_doubtful:
@@ -410,6 +406,7 @@ class Pool:
             return ()
 
         self._step(event)
+        self._settle()  # what was put off meanwhile
         return found[0]
 
     def _count(self) -> PoolStats:
