@@ -1,8 +1,9 @@
 """The contracts: what a network stream and a network backend promise.
 
-The base classes are plain: every method raises `NotImplementedError`, so that a custom stream implements only
-what its use needs, and a wrapper is four or five short methods. This is the first dialect, in which each
-operation takes its own `timeout=`; the second, in which time limits are only ambient, is in `_ambient.py`.
+The base classes are plain: what has no sensible default raises `NotImplementedError`, so that a custom stream
+implements only what its use needs, and a wrapper is four or five short methods. This is the first dialect, in
+which each operation takes its own `timeout=`; the second, in which time limits are only ambient, is in
+`_ambient.py`.
 """
 
 from __future__ import annotations

@@ -72,7 +72,16 @@ class _Dial:
         if self.stream is not None:
             self.stream.abort()
 
-    async def advance(self, step: Callable[..., Awaitable[Stream]], *arguments: Any) -> Any:
+    async def advance(
+        self, trace: Tracer | None, name: str, info: dict[str, Any], step: Callable[..., Awaitable[Stream]]
+    ) -> None:
+        """Take a step with the arguments in `info`, in their order, and tell of it under its name."""
+        if trace is None:
+            await self._keep(step, *info.values())
+        else:
+            await trace.around(name, info, self._keep, step, *info.values())
+
+    async def _keep(self, step: Callable[..., Awaitable[Stream]], *arguments: Any) -> Any:
         """Keep what a step makes before anybody is told of it, who might raise. Returns what is to be told."""
         self.stream = await step(*arguments)
         return self.stream.public
@@ -201,10 +210,7 @@ class Dialler:
                 "socket_options": options.socket_options,
             }
             name, connect = "connect_tcp", self._world.connect_tcp
-        if trace is None:
-            await dial.advance(connect, *info.values())
-        else:
-            await trace.around(name, info, dial.advance, connect, *info.values())
+        await dial.advance(trace, name, info, connect)
 
     async def _start_tls(
         self, dial: _Dial, context: ssl.SSLContext, request: Request, limit: Limit, trace: Tracer | None
@@ -213,12 +219,8 @@ class Dialler:
         hostname = request.extensions.get("sni_hostname") or server_name(request.url.host)
         limit.phase = "tls"
         limit.check()
-        remaining = limit.remaining()
-        if trace is None:
-            await dial.advance(stream.start_tls, context, hostname, remaining)
-        else:
-            info: dict[str, Any] = {"ssl_context": context, "server_hostname": hostname, "timeout": remaining}
-            await trace.around("start_tls", info, dial.advance, stream.start_tls, *info.values())
+        info = {"ssl_context": context, "server_hostname": hostname, "timeout": limit.remaining()}
+        await dial.advance(trace, "start_tls", info, stream.start_tls)
         stream = dial.stream  # type: ignore[assignment] # as before, inside of TLS
         ssl_object = stream.get_extra_info("ssl_object")
         protocol = None if ssl_object is None else ssl_object.selected_alpn_protocol()

@@ -1,7 +1,7 @@
 """What the pool's one text needs from the world that it runs in, blocking or async.
 
-`_connection.py` and `_pool.py` are written as `async def` against these few protocols. `_blocking.py` fulfils them
-with methods that block and never suspend.
+`_pool.py`, `_dialling.py`, `_connection.py` and `_body.py` are written as `async def` against these few protocols.
+`_blocking.py` fulfils them with methods that block and never suspend.
 """
 
 from __future__ import annotations
