@@ -30,9 +30,10 @@ nox.options.sessions = ["lint", "types", "layers", "tests", "wheels", "lowest", 
 
 ROOT = Path(__file__).parent
 PYTHONS = ["3.11", "3.12", "3.13"]
-TEST_TOOLS = ["hypothesis", "pytest>=9", "pytest-randomly", "pytest-timeout", "trustme"]
-# What the code of a package works beside without needing it; its tests would skip a part where it is missing.
-BESIDE = {"interfaces": ["trio"], "mock": ["trio"]}
+# With every runtime that a package may meet, whether it needs one or not. There is no uvloop for Windows.
+TEST_TOOLS = ["anyio", "hypothesis", "pytest>=9", "pytest-randomly", "pytest-timeout", "trio", "trustme"]
+if os.name != "nt":
+    TEST_TOOLS.append("uvloop")
 PYTEST = ["python", "-bb", "-m", "pytest"]
 
 
@@ -142,6 +143,18 @@ def _constraints(session: nox.Session, package: Package, interfaces: str = "tree
     return str(file)
 
 
+def _python(session: nox.Session) -> str:
+    return str(Path(session.bin, "python"))
+
+
+def _pins(session: nox.Session) -> str:
+    """A file that keeps everything installed at its version, whatever is installed next."""
+    frozen = session.run("uv", "pip", "freeze", "--python", _python(session), silent=True) or ""
+    file = Path(session.virtualenv.location, "pins.txt")
+    file.write_text("".join(line for line in frozen.splitlines(keepends=True) if "==" in line), "utf-8")
+    return str(file)
+
+
 def _run_copied_tests(session: nox.Session, package: Package) -> None:
     """Run a package's tests from where no source of this repository can be imported by accident."""
     copy = Path(session.virtualenv.location, "copy").resolve()
@@ -154,13 +167,12 @@ def _run_copied_tests(session: nox.Session, package: Package) -> None:
 
 
 def _check_closure(session: nox.Session, *requirements: str) -> None:
-    python = str(Path(session.bin, "python"))
     modules = ",".join(f"{each.distribution}={each.module}" for each in PACKAGES.values())
     session.run(
         sys.executable,
         "tools/closure.py",
         "--python",
-        python,
+        _python(session),
         "--ours",
         modules,
         *requirements,
@@ -191,8 +203,6 @@ def types(session: nox.Session) -> None:
     session.run("mypy", "noxfile.py", "tools", "tests")
     session.run("pyright")
     for package in PACKAGES.values():
-        if package.folder == "async-backends":
-            continue  # exports nothing yet, which pyright counts as 0 %
         session.run("pyright", "--verifytypes", package.module, "--ignoreexternal")
 
 
@@ -210,7 +220,7 @@ def layers(session: nox.Session) -> None:
 def tests(session: nox.Session, package: str) -> None:
     """Hold each package to its own tests on every Python that it supports."""
     _install_editable(session, *_siblings(PACKAGES[package]))
-    session.install(*TEST_TOOLS, *BESIDE.get(package, ()))
+    session.install(*TEST_TOOLS)
     session.run(*PYTEST, f"packages/{package}/tests", *session.posargs)
 
 
@@ -227,9 +237,8 @@ def wheels(session: nox.Session, package: str, interfaces: str) -> None:
     session.run("python", "-I", "-c", f"import {this.module}")
 
     everything = f"{this.distribution}{this.with_extras}"
-    tools = [*TEST_TOOLS, *BESIDE.get(package, ())]
-    session.install("--constraint", constraints, f"{everything} @ {uri}", *tools)
-    _check_closure(session, everything, *tools)
+    session.install("--constraint", constraints, f"{everything} @ {uri}", *TEST_TOOLS)
+    _check_closure(session, everything, *TEST_TOOLS)
     _run_copied_tests(session, this)
 
 
@@ -247,11 +256,11 @@ def lowest(session: nox.Session, package: str) -> None:
     this = PACKAGES[package]
     session.install("uv")
     session.run(
-        *("uv", "pip", "install", "--python", str(Path(session.bin, "python"))),
+        *("uv", "pip", "install", "--python", _python(session)),
         *("--no-sources", "--resolution", "lowest-direct"),
         *("--constraint", _constraints(session, this), f"./packages/{package}{this.with_extras}"),
     )
-    session.install(*TEST_TOOLS)
+    session.install("--constraint", _pins(session), *TEST_TOOLS)
     _run_copied_tests(session, this)
 
 
@@ -305,8 +314,16 @@ def build(session: nox.Session) -> None:
 def demo(session: nox.Session) -> None:
     """Show the main job: requests through the layers to a server on loopback, as a table and a waterfall."""
     _install_editable(session, *PACKAGES.values())
-    session.install("trustme")  # certificates for the server
+    session.install("trustme", *(["uvloop"] if os.name != "nt" else []))  # certificates; another event loop
     session.run("python", "-m", "lamina.demo", *session.posargs)
+
+
+@nox.session(default=False)
+def faults(session: nox.Session) -> None:
+    """Show what comes of each fault on each backend: the class of the exception, as a table."""
+    _install_editable(session, *PACKAGES.values())
+    session.install(*TEST_TOOLS)
+    session.run("python", "tools/fault_table.py", *session.posargs)
 
 
 @nox.session(default=False)
