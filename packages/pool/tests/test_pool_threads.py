@@ -404,9 +404,11 @@ def test_an_exception_at_any_line_mixes_nothing_up_and_loses_no_place_G07(step: 
     assert current_deadline() is None, "the deadline of a dial outlived it"
 
 
+# By a thread, since the signal is the one by which a test is usually ended that hangs.
+@pytest.mark.timeout(60, method="thread")
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there are no timer signals here")
 def test_an_alarm_at_any_moment_mixes_nothing_up_G07(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As Ctrl-C: the handler of a signal raises, 600 times, in a pool that lives on."""
+    """As Ctrl-C: the handler of a signal raises, in a pool that lives on; 600 times, on a slow machine fewer."""
     choice = random.Random(7)
     tokens = itertools.count()
     strikes = 0
@@ -442,7 +444,7 @@ def test_an_alarm_at_any_moment_mixes_nothing_up_G07(monkeypatch: pytest.MonkeyP
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)
             warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-            while strikes < 600 and time.monotonic() < end:
+            while strikes < 100 or (strikes < 600 and time.monotonic() < end):
                 try:
                     one_round()
                 except Struck:  # in the `finally` above
@@ -454,7 +456,6 @@ def test_an_alarm_at_any_moment_mixes_nothing_up_G07(monkeypatch: pytest.MonkeyP
         signal.signal(signal.SIGALRM, before)
         gc.unfreeze()
         pool.close()
-    assert strikes >= 100
     gc.collect()
     assert backend.live == 0
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -493,4 +494,5 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert self.scheduler._origins == {}
 
 
-TestSchedulerAgainstItsOracle = SchedulerMachine.TestCase
+# Some seconds on an idle machine, and most of a minute on one that has much else to do.
+TestSchedulerAgainstItsOracle = pytest.mark.timeout(600)(SchedulerMachine.TestCase)
