@@ -117,6 +117,29 @@ def test_an_interrupt_while_connecting_leaves_no_socket() -> None:
 
 
 @pytest.mark.usefixtures("no_trace")
+def test_an_interrupt_while_connecting_to_a_unix_socket_leaves_none(
+    backend: SyncBackend, tmp_path: Path
+) -> None:
+    """D07."""
+    path = str(tmp_path / "peer.sock")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(64)
+        listener.settimeout(0)
+        baseline = len(open_fds())
+
+        def nothing() -> None:
+            assert len(open_fds()) == baseline
+            try:
+                listener.accept()[0].close()  # or the queue fills up
+            except BlockingIOError:
+                pass
+
+        lines = interrupted_everywhere(lambda: backend.connect_unix_socket(path, timeout=5), nothing)
+    assert lines > 50
+
+
+@pytest.mark.usefixtures("no_trace")
 def test_an_interrupt_in_a_handshake_leaves_no_socket() -> None:
     """C08."""
     theirs, ours = server_context(), client_context()

@@ -17,6 +17,7 @@ import pytest
 
 from lamina_interfaces import (
     ArgumentTypeError,
+    AsyncResolver,
     ConnectError,
     ConnectTimeout,
     DeadlineExceeded,
@@ -25,9 +26,10 @@ from lamina_interfaces import (
     close_deadline,
     current_deadline,
     open_deadline,
+    resolving,
 )
-from lamina_sync_backend import SyncBackend, _resolving
-from lamina_sync_backend._resolving import LOOKUPS, MAX_THREADS
+from lamina_interfaces.resolving import LOOKUPS, MAX_THREADS
+from lamina_sync_backend import SyncBackend
 from sync_peers import Hanging, Peer, Table, in_thread, refusing_address, until
 
 if TYPE_CHECKING:
@@ -75,7 +77,7 @@ def test_a_slow_resolver_does_not_hold_up_the_caller(hanging: Hanging) -> None:
 
 
 def test_a_deadline_ends_the_wait_for_a_resolver(hanging: Hanging) -> None:
-    deadline = open_deadline(0.1, monotonic())
+    deadline = open_deadline(0.1, monotonic)
     try:
         with pytest.raises(DeadlineExceeded) as caught:
             SyncBackend(resolver=Table(v6=hanging, v4=hanging)).connect_tcp("slow.example", 80)
@@ -138,7 +140,7 @@ def test_a_resolver_does_not_see_the_deadline_of_whoever_dials() -> None:
             seen.append(current_deadline())
             return []
 
-    deadline = open_deadline(5.0, monotonic())
+    deadline = open_deadline(5.0, monotonic)
     try:
         with pytest.raises(ConnectError):
             SyncBackend(resolver=Looking()).connect_tcp("host.example", 80)
@@ -155,7 +157,7 @@ def test_a_dial_in_the_middle_of_a_dial_of_the_same_thread_comes_through(
     lines = 0
 
     def call(frame: FrameType, event: str, argument: object) -> Any:
-        return line if frame.f_code.co_filename == _resolving.__file__ else None
+        return line if frame.f_code.co_filename == resolving.__file__ else None
 
     def line(frame: FrameType, event: str, argument: object) -> Any:
         nonlocal lines
@@ -275,7 +277,7 @@ def test_lookups_by_different_resolvers_are_not_shared(hanging: Hanging) -> None
 
 def test_an_old_lookup_is_not_joined(hanging: Hanging, monkeypatch: pytest.MonkeyPatch) -> None:
     """A call that hangs for ever must not make its name unusable for ever."""
-    monkeypatch.setattr(_resolving, "SHARED_FOR", 0.0)
+    monkeypatch.setattr(resolving, "SHARED_FOR", 0.0)
     backend = SyncBackend(resolver=Table(v4=hanging))
     for _ in range(2):
         with pytest.raises(ConnectTimeout):
@@ -373,6 +375,8 @@ def test_the_resolver_is_asked_for_the_name_as_given() -> None:
 def test_what_is_no_resolver_is_refused() -> None:
     with pytest.raises(ArgumentTypeError, match="resolve"):
         SyncBackend(resolver=len)  # type: ignore[arg-type] # the point of the test
+    with pytest.raises(ArgumentTypeError, match="coroutine"):
+        SyncBackend(resolver=AsyncResolver())  # type: ignore[arg-type] # the point of the test
 
 
 # --- the system's resolver ---------------------------------------------------------------------------------

@@ -335,7 +335,7 @@ def test_a_deadline_that_has_passed_allows_no_io(pair: Pair) -> None:
     """F02."""
     stream, peer = pair
     peer.sendall(b"x")
-    deadline = open_deadline(0, monotonic())
+    deadline = open_deadline(0, monotonic)
     try:
         with pytest.raises(DeadlineExceeded) as caught:
             stream.read(timeout=float("inf"))
@@ -349,13 +349,13 @@ def test_a_deadline_that_has_passed_allows_no_io(pair: Pair) -> None:
 
 def test_the_tighter_of_time_out_and_deadline_counts(pair: Pair) -> None:
     """F02."""
-    deadline = open_deadline(30, monotonic())
+    deadline = open_deadline(30, monotonic)
     try:
         with pytest.raises(ReadTimeout):
             pair[0].read(timeout=0.01)
     finally:
         close_deadline(deadline)
-    deadline = open_deadline(0.01, monotonic())
+    deadline = open_deadline(0.01, monotonic)
     try:
         with pytest.raises(DeadlineExceeded):
             pair[0].read(timeout=30)

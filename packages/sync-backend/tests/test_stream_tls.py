@@ -316,7 +316,7 @@ def test_a_handshake_without_time_sends_nothing(backend: SyncBackend, limit: flo
 def test_an_ambient_deadline_ends_a_handshake(backend: SyncBackend) -> None:
     with Peer(silent) as peer:
         stream = connect(backend, peer)
-        deadline = open_deadline(0.1, monotonic())
+        deadline = open_deadline(0.1, monotonic)
         try:
             with pytest.raises(DeadlineExceeded) as caught:
                 stream.start_tls(client_context(), NAME)

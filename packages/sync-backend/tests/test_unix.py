@@ -144,7 +144,7 @@ def test_a_full_queue_is_waited_for_within_the_limit(backend: SyncBackend, path:
         listener.listen(0)
         with socket.socket(socket.AF_UNIX) as filler:
             filler.connect(path)
-            deadline = open_deadline(0.1 if ambient else None, monotonic())
+            deadline = open_deadline(0.1 if ambient else None, monotonic)
             try:
                 with pytest.raises(DeadlineExceeded if ambient else ConnectTimeout) as caught:
                     backend.connect_unix_socket(path, timeout=None if ambient else 0.1)

@@ -1,8 +1,11 @@
 """The blocking network backend of lamina.
 
-- `_backend`: `SyncBackend`, which connects; `_connecting` carries out happy eyeballs, `_resolving` looks up names.
+- `_backend`: `SyncBackend`, which connects; `_connecting` waits for that, in `poll`, woken by `_bell` for names.
 - `_stream`: `SyncStream`; `_transport` is the socket beneath and its users, `_tls` the encryption between them.
-- `_waiting`: the one place in which a thread waits. `_translation`: from the system's errors to lamina's.
+- `_waiting`: the one place in which a thread waits.
+
+What does not wait is shared with the async backends, in `lamina_interfaces`: `connecting`, `resolving`, `sockets`,
+`translation`, `tls`.
 """
 
 from ._backend import SyncBackend as SyncBackend

@@ -19,18 +19,16 @@ from lamina_interfaces import (
     TimingSpan,
 )
 from lamina_interfaces.dialing import format_address
+from lamina_interfaces.sockets import byte_view, check_read_size, make_non_blocking, socket_address
 
 from ._transport import READING, WRITING, Look, Transport, User
 
 if TYPE_CHECKING:
     import ssl
 
-    from lamina_interfaces import BytesLike, SocketAddress
+    from lamina_interfaces import BytesLike
 
     from ._tls import TLSChannel
-
-MAX_READ_SIZE = 1024 * 1024
-"""Most bytes that one read returns, for the system is given room for all that are asked for."""
 
 
 class SyncStream(NetworkStream, InterruptibleWriter):
@@ -57,14 +55,14 @@ class SyncStream(NetworkStream, InterruptibleWriter):
         self._tls: TLSChannel | None = None
         self._timings = timings
         # Asked for now, because a closed socket cannot tell, and warnings name the peer.
-        self._client_addr = _address(sock.getsockname)
-        self._server_addr = _address(sock.getpeername)
+        self._client_addr = socket_address(sock.getsockname)
+        self._server_addr = socket_address(sock.getpeername)
 
     # --- bytes ---------------------------------------------------------------------------------------------
 
     def read(self, max_bytes: int | None = None, timeout: float | None = None) -> bytes:
         """Wait for bytes, and return those that have come. See `NetworkStream.read`."""
-        size = DEFAULT_READ_SIZE if max_bytes is None else _check_size(max_bytes)
+        size = DEFAULT_READ_SIZE if max_bytes is None else check_read_size(max_bytes)
         limit = Limit(timeout, monotonic, "read")
         limit.check()
         transport, user = self._transport, User()
@@ -85,7 +83,7 @@ class SyncStream(NetworkStream, InterruptibleWriter):
         limit = Limit(timeout, monotonic, "write")
         transport, user = self._transport, User()
         # Released in any case: the traceback of an error keeps this frame, and would keep the buffer locked.
-        with _view(buffer) as view:
+        with byte_view(buffer) as view:
             limit.check()
             try:
                 transport.enter(user, WRITING, "write")
@@ -109,7 +107,7 @@ class SyncStream(NetworkStream, InterruptibleWriter):
         """
         limit = Limit(timeout, monotonic, "write")
         transport, user = self._transport, User()
-        with _view(buffer) as view:
+        with byte_view(buffer) as view:
             limit.check()
             try:
                 transport.enter(user, READING | WRITING, "write")
@@ -247,38 +245,3 @@ class SyncStream(NetworkStream, InterruptibleWriter):
         peer = "an unnamed peer" if not self._server_addr else format_address(self._server_addr)
         tls = "" if self._tls is None else ", TLS"
         return f"<SyncStream [{state}, {peer}{tls}]>"
-
-
-def make_non_blocking(sock: socket.socket) -> None:
-    """Make a socket non-blocking, without a system call where it already is."""
-    if sock.gettimeout() != 0:
-        sock.setblocking(False)
-
-
-def _address(ask: Any) -> SocketAddress | None:
-    try:
-        address: SocketAddress = ask()
-    except OSError:  # the peer has gone already
-        return None
-    return address
-
-
-def _check_size(max_bytes: int) -> int:
-    if isinstance(max_bytes, bool) or not isinstance(max_bytes, int):
-        raise ArgumentTypeError(f"max_bytes must be an int or None, not {type(max_bytes).__name__}")
-    if max_bytes < 1:
-        raise ArgumentValueError(f"max_bytes must be at least 1, got {max_bytes}")
-    return min(max_bytes, MAX_READ_SIZE)
-
-
-def _view(buffer: BytesLike) -> memoryview:
-    try:
-        view = memoryview(buffer)
-        if view.format == "B" and view.contiguous and view.ndim == 1:
-            return view
-        with view:
-            return view.cast("B")
-    except TypeError as exc:
-        raise ArgumentTypeError(f"a buffer of bytes is needed: {exc}") from exc
-    except ValueError as exc:
-        raise ArgumentValueError(f"the buffer cannot be read: {exc}") from exc

@@ -23,8 +23,8 @@ import time
 from typing import TYPE_CHECKING
 
 from lamina_interfaces import ConcurrencyError, ReadError, WriteError
+from lamina_interfaces.translation import network_error
 
-from ._translation import network_error
 from ._waiting import READ, WRITE, new_poll, wait
 
 if TYPE_CHECKING:

@@ -7,8 +7,6 @@ import select
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
-from lamina_interfaces import GLANCE_SECONDS
-
 if TYPE_CHECKING:
     from lamina_interfaces import Limit
 
@@ -79,9 +77,7 @@ def wait(poll: Poll, limit: Limit, until: float | None = None) -> list[tuple[int
         TimeoutException: nothing remains of the limit.
     """
     while True:
-        seconds = limit.remaining()
-        if limit.is_ambient:  # another thread may bring the deadline forward: a pool that is closed does
-            seconds = GLANCE_SECONDS if seconds is None else min(seconds, GLANCE_SECONDS)
+        seconds = limit.glance()  # another thread may bring the deadline forward: a pool that is closed does
         if until is not None:
             pause = max(0.0, until - monotonic())
             seconds = pause if seconds is None else min(seconds, pause)

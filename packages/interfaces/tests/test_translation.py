@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lamina_sync_backend._translation import describe, network_error, system_errno
+from lamina_interfaces.translation import describe, network_error, system_errno
 
 if TYPE_CHECKING:
     from lamina_interfaces import Phase

@@ -1,7 +1,7 @@
-"""Name resolution that obeys a time limit.
+"""Name resolution that obeys a time limit, for backends of every kind.
 
 `getaddrinfo` blocks for as long as it likes and cannot be interrupted, so it runs in threads of its own and the
-caller waits no longer than it may. What follows from that:
+caller waits no longer than it may, in whatever way it waits, until its `Bell` is rung. What follows from that:
 
 - An abandoned call goes on, so the threads are bounded: `MAX_THREADS` for each resolver, so that one whose
   names hang holds up no other. They are daemons, and each ends when there is nothing more to ask. Look-ups
@@ -23,19 +23,39 @@ where two of them must agree each writes first and reads second, so that at leas
 from __future__ import annotations
 
 import contextvars
+import inspect
 import os
 import socket
 import sys
 import threading
 from collections import deque
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeGuard, overload
 
-from lamina_interfaces import ConnectError, ResolvedAddress, Resolver
-from lamina_interfaces.dialing import check_host
+from ._errors import ArgumentTypeError, ConnectError
+from ._streams import AsyncResolver, ResolvedAddress, Resolver
+from .dialing import check_host
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+__all__ = [
+    "LOOKUPS",
+    "MAX_THREADS",
+    "SHARED_FOR",
+    "SYSTEM_RESOLVER",
+    "Bell",
+    "Lookup",
+    "Lookups",
+    "SystemResolver",
+    "check_address",
+    "check_resolver",
+    "ip_address",
+    "is_async",
+    "is_localhost",
+    "loopback",
+    "says_none",
+]
 
 MAX_THREADS = 16
 """Look-ups of one resolver that run at the same time: eight hosts, two families each."""
@@ -73,6 +93,44 @@ SYSTEM_RESOLVER = SystemResolver()
 """One for all backends, so that the bound on its threads is one."""
 
 
+@overload
+def check_resolver(resolver: Resolver | None) -> Resolver: ...
+
+
+@overload
+def check_resolver(
+    resolver: Resolver | AsyncResolver | None, *, also_async: Literal[True]
+) -> Resolver | AsyncResolver: ...
+
+
+def check_resolver(
+    resolver: Resolver | AsyncResolver | None, *, also_async: bool = False
+) -> Resolver | AsyncResolver:
+    """Return the resolver that a backend was given; the system's own for `None`.
+
+    Args:
+        resolver: any object with a method `resolve` will do.
+        also_async: whether `resolve` may be a coroutine function.
+
+    Raises:
+        ArgumentTypeError: it has no method `resolve`, or one that only an async backend can await.
+    """
+    if resolver is None:
+        return SYSTEM_RESOLVER
+    if not callable(getattr(resolver, "resolve", None)):
+        raise ArgumentTypeError(f"resolver must have a method resolve, unlike {type(resolver).__name__}")
+    if not also_async and is_async(resolver):
+        raise ArgumentTypeError(
+            f"resolver must be a blocking one, and {type(resolver).__name__}.resolve is a coroutine function"
+        )
+    return resolver
+
+
+def is_async(resolver: Resolver | AsyncResolver) -> TypeGuard[AsyncResolver]:
+    """Whether the resolver's answer has to be awaited."""
+    return isinstance(resolver, AsyncResolver) or inspect.iscoroutinefunction(resolver.resolve)
+
+
 def is_localhost(host: str) -> bool:
     """Whether the name means this machine whatever a name server may say."""
     name = host.lower().removesuffix(".")
@@ -96,11 +154,11 @@ def says_none(error: BaseException) -> bool:
     return isinstance(error, socket.gaierror) and error.errno in _NONE
 
 
-def _checked(address: ResolvedAddress) -> ResolvedAddress:
-    """Refuse what `connect` would take for a name, and look up, blocking; or not take at all.
+def check_address(address: ResolvedAddress) -> ResolvedAddress:
+    """Return what a resolver has found, unless `connect` would take it for a name, and look it up, blocking.
 
     Raises:
-        ValueError, TypeError, OSError: the resolver has returned something that is no address.
+        ValueError, TypeError, OSError: it is no address.
     """
     family, sockaddr = address
     host, port, *rest = sockaddr
@@ -140,60 +198,22 @@ def ip_address(host: str, port: int) -> ResolvedAddress:
 # --- looking up --------------------------------------------------------------------------------------------
 
 
-class Bell:
-    """Wakes a thread that waits in `poll`, from any thread.
-
-    It has a lock, since a descriptor that is closed while another thread is about to write to it may have become
-    somebody's connection. Only its owner and the threads that look up know it, so no handler waits for that lock.
-
-    Raises:
-        OSError: there are no more descriptors.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._pair: tuple[socket.socket, ...] = ()
-        try:
-            self._pair = socket.socketpair()
-            for sock in self._pair:
-                sock.setblocking(False)
-        except BaseException:  # an interrupt
-            self.close()
-            raise
-
-    def fileno(self) -> int:
-        """The descriptor to poll for reading."""
-        return self._pair[0].fileno()
+class Bell(Protocol):
+    """How somebody who waits for a look-up is woken. Hashable, by identity."""
 
     def ring(self) -> None:
-        """Make it readable."""
-        with self._lock:
-            try:
-                self._pair[1].send(b"!")
-            except OSError:
-                pass  # it is readable already, or closed
+        """Wake the one who waits. Does not block.
 
-    def hush(self) -> None:
-        """Make it silent again."""
-        try:
-            self._pair[0].recv(64)
-        except BlockingIOError:
-            pass  # it was
-
-    def close(self) -> None:
-        """Free the descriptors."""
-        if sys.is_finalizing():
-            return  # a thread that has stopped for good may hold the lock
-        with self._lock:
-            for sock in self._pair:
-                sock.close()
+        Called from any thread, perhaps more than once, perhaps after `Lookups.leave`: it must be harmless then.
+        What it raises is lost.
+        """
 
 
 class Lookup:
     """One question to a resolver, and its answer once there is one.
 
     Attributes:
-        addresses: the answer, or `None`.
+        addresses: the answer as the resolver gave it, or `None`.
         error: why there is no answer, or `None`.
         bells: of those who wait.
         begun: whether the resolver is being asked.
@@ -226,8 +246,7 @@ class Lookup:
     def ask(self) -> None:
         """Ask the resolver. Never raises: the thread belongs to everybody."""
         try:
-            answer = self._resolver.resolve(*self._question)
-            self.addresses = [_checked(address) for address in answer]
+            self.addresses = list(self._resolver.resolve(*self._question))
         except BaseException as exc:  # noqa: BLE001 - a custom resolver may raise anything; the waiting get it
             self.error = exc.with_traceback(exc.__traceback__ and exc.__traceback__.tb_next)
         # The resolver's frames are kept by the error, and keep this one, which must not keep the error.
@@ -260,7 +279,7 @@ class Lookups:
         self._shares: dict[int, _Share] = {}  # by the id of the resolver
 
     def join(self, resolver: Resolver, host: str, port: int, family: int, bell: Bell) -> Lookup:
-        """Start a look-up, or join an equal one. `bell` is rung when it is done.
+        """Start a look-up, or join an equal one. `bell` is rung when it is done, here or in another thread.
 
         Where no thread can be had, the look-up is done at once, with an error.
         """
@@ -282,7 +301,7 @@ class Lookups:
         return lookup
 
     def leave(self, lookup: Lookup, bell: Bell) -> None:
-        """Wait no longer."""
+        """Wait no longer. The bell may be rung all the same, by a thread that has taken it already."""
         lookup.bells.discard(bell)
         share = self._shares.get(lookup.key[0])
         if lookup.begun or lookup.wanted or share is None:
@@ -342,9 +361,13 @@ class Lookups:
         self._forget(lookup)
         while lookup.bells:
             try:
-                lookup.bells.pop().ring()
+                bell = lookup.bells.pop()
             except KeyError:
                 return  # who waited has left
+            try:
+                bell.ring()
+            except Exception:  # noqa: BLE001 - a loop that has ended raises; the thread belongs to everybody
+                pass
 
     def _forget(self, lookup: Lookup) -> None:
         if self._under_way.get(lookup.key) is lookup:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lamina_interfaces import ConnectError, NetworkError, ReadError, WriteError
+from ._errors import ConnectError, NetworkError, ReadError, WriteError
 
 if TYPE_CHECKING:
-    from lamina_interfaces import Phase
+    from ._errors import Phase
+
+__all__ = ["describe", "network_error", "system_errno"]
 
 _ERRORS: dict[Phase, type[NetworkError]] = {
     "dns": ConnectError,

@@ -1,0 +1,112 @@
+"""What the sockets and streams of every backend have in common, and what does not wait.
+
+Connecting is in `connecting`, the order of addresses in `dialing`, TLS in `tls`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ._errors import ArgumentTypeError, ArgumentValueError
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Iterable
+
+    from ._streams import BytesLike, SocketAddress, SocketOption
+
+__all__ = [
+    "MAX_READ_SIZE",
+    "byte_view",
+    "check_read_size",
+    "connected_to_itself",
+    "make_non_blocking",
+    "set_options",
+    "socket_address",
+]
+
+MAX_READ_SIZE = 1024 * 1024
+"""Most bytes that one read returns, for the system is given room for all that are asked for."""
+
+
+# --- arguments of streams ----------------------------------------------------------------------------------
+
+
+def check_read_size(max_bytes: int) -> int:
+    """Return how many bytes to ask the system for: `max_bytes`, at most `MAX_READ_SIZE`.
+
+    Raises:
+        ArgumentValueError: it is below 1.
+        ArgumentTypeError: it is not an `int`.
+    """
+    if isinstance(max_bytes, bool) or not isinstance(max_bytes, int):
+        raise ArgumentTypeError(f"max_bytes must be an int or None, not {type(max_bytes).__name__}")
+    if max_bytes < 1:
+        raise ArgumentValueError(f"max_bytes must be at least 1, got {max_bytes}")
+    return min(max_bytes, MAX_READ_SIZE)
+
+
+def byte_view(buffer: BytesLike) -> memoryview:
+    """A view of a buffer as plain bytes, without a copy. It locks the buffer until it is released.
+
+    Raises:
+        ArgumentValueError: the buffer has gaps, or has been released.
+        ArgumentTypeError: it is no buffer of bytes.
+    """
+    try:
+        view = memoryview(buffer)
+        if view.format == "B" and view.contiguous and view.ndim == 1:
+            return view
+        with view:
+            return view.cast("B")
+    except TypeError as exc:
+        raise ArgumentTypeError(f"a buffer of bytes is needed: {exc}") from exc
+    except ValueError as exc:
+        raise ArgumentValueError(f"the buffer cannot be read: {exc}") from exc
+
+
+# --- sockets -----------------------------------------------------------------------------------------------
+
+
+def make_non_blocking(sock: socket.socket) -> None:
+    """Make a socket non-blocking, without a system call where it already is."""
+    if sock.gettimeout() != 0:
+        sock.setblocking(False)
+
+
+def set_options(
+    sock: socket.socket, defaults: Iterable[SocketOption], options: Iterable[SocketOption] = ()
+) -> None:
+    """Set options on a socket: defaults as far as the system knows them, then the caller's.
+
+    Raises:
+        OSError: the system refuses one of the caller's.
+    """
+    set_option: Callable[..., None] = sock.setsockopt
+    for option in defaults:
+        try:
+            set_option(*option)
+        except OSError:
+            pass  # a comfort that this kernel or sandbox does not have
+    for option in options:
+        set_option(*option)
+
+
+def socket_address(ask: Callable[[], Any]) -> SocketAddress | None:
+    """What `getsockname` or `getpeername` of a socket returns; `None` where the peer has gone already."""
+    try:
+        address: SocketAddress = ask()
+    except OSError:
+        return None
+    return address
+
+
+def connected_to_itself(sock: socket.socket) -> bool:
+    """Whether the system chose our own port as the peer (RFC 9293, section 3.5: simultaneous open).
+
+    That happens on the way to a local port within the ephemeral range where nobody listens.
+    """
+    try:
+        return bool(sock.getsockname() == sock.getpeername())
+    except OSError:  # reset already; the first use will tell
+        return False

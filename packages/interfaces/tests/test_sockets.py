@@ -1,0 +1,113 @@
+"""What all streams do with their arguments and sockets."""
+
+from __future__ import annotations
+
+import socket
+from array import array
+from typing import Any
+
+import pytest
+
+from lamina_interfaces import ArgumentTypeError, ArgumentValueError
+from lamina_interfaces.sockets import (
+    MAX_READ_SIZE,
+    byte_view,
+    check_read_size,
+    connected_to_itself,
+    make_non_blocking,
+    set_options,
+    socket_address,
+)
+
+KEEP_ALIVE = (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+UNKNOWN = (socket.SOL_SOCKET, 9999, 1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "size"), [(1, 1), (65536, 65536), (MAX_READ_SIZE, MAX_READ_SIZE), (2**40, MAX_READ_SIZE)]
+)
+def test_a_read_asks_for_no_more_than_there_is_room_for(asked: int, size: int) -> None:
+    assert check_read_size(asked) == size
+
+
+@pytest.mark.parametrize(
+    ("asked", "error"),
+    [(0, ArgumentValueError), (-1, ArgumentValueError), (True, ArgumentTypeError), ("1", ArgumentTypeError),
+     (1.0, ArgumentTypeError)],
+)  # fmt: skip
+def test_a_size_that_makes_no_sense_is_refused(asked: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="max_bytes"):
+        check_read_size(asked)
+
+
+@pytest.mark.parametrize(
+    "buffer",
+    [b"abcd", bytearray(b"abcd"), memoryview(b"abcd"), array("H", b"abcd"), memoryview(b"abcd").cast("B", (2, 2))],
+    ids=lambda buffer: type(buffer).__name__,
+)  # fmt: skip
+def test_every_buffer_is_seen_as_bytes(buffer: Any) -> None:
+    with byte_view(buffer) as view:
+        assert (view.format, view.ndim, bytes(view)) == ("B", 1, b"abcd")
+
+
+def test_a_view_locks_the_buffer_until_it_is_released() -> None:
+    buffer = bytearray(b"abcd")
+    with byte_view(buffer), pytest.raises(BufferError):
+        buffer.clear()
+    buffer.clear()
+    wide: Any = array("H", b"abcd")
+    byte_view(wide).release()
+    wide.append(1)
+
+
+@pytest.mark.parametrize("buffer", ["text", 5, None, memoryview(b"abcd")[::2]], ids=repr)
+def test_what_is_no_buffer_of_bytes_is_refused(buffer: Any) -> None:
+    with pytest.raises((ArgumentTypeError, ArgumentValueError), match="buffer"):
+        byte_view(buffer)
+
+
+def test_a_view_that_was_released_is_refused() -> None:
+    view = memoryview(b"x")
+    view.release()
+    with pytest.raises(ArgumentValueError, match="buffer"):
+        byte_view(view)
+
+
+def test_a_socket_becomes_non_blocking_without_a_needless_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[bool] = []
+
+    class Watched(socket.socket):
+        def setblocking(self, flag: bool) -> None:
+            calls.append(flag)
+            super().setblocking(flag)
+
+    with Watched() as sock:
+        make_non_blocking(sock)
+        make_non_blocking(sock)
+        assert sock.gettimeout() == 0
+    assert calls == [False]
+
+
+def test_only_the_callers_options_must_be_known() -> None:
+    with socket.socket() as sock:
+        set_options(sock, (UNKNOWN, KEEP_ALIVE))
+        assert sock.getsockopt(*KEEP_ALIVE[:2]) == 1
+        set_options(sock, (KEEP_ALIVE,), [(*KEEP_ALIVE[:2], 0)])
+        assert sock.getsockopt(*KEEP_ALIVE[:2]) == 0
+        with pytest.raises(OSError, match="not available"):
+            set_options(sock, (), (UNKNOWN,))
+
+
+def test_a_socket_without_a_peer_has_no_address() -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        assert socket_address(sock.getpeername) is None
+        assert socket_address(sock.getsockname) == sock.getsockname()
+        assert not connected_to_itself(sock)
+
+
+def test_a_socket_that_is_its_own_peer_is_recognised() -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.connect(sock.getsockname())
+        assert connected_to_itself(sock)
