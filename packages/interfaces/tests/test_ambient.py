@@ -27,7 +27,7 @@ from lamina_interfaces import (
     TimeoutException,
     UnsupportedProtocol,
     WriteTimeout,
-    _ambient,
+    _runtimes,
     _streams,
     backend_from_interface,
     close_deadline,
@@ -44,7 +44,7 @@ CONTEXT = ssl.create_default_context()
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[VirtualClock]:
     clock = VirtualClock(1000.0)
-    for module in (_ambient, _streams):
+    for module in (_runtimes, _streams):
         monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=clock, sleep=clock.sleep))
     yield clock
     left = current_deadline()
@@ -240,7 +240,7 @@ def test_what_is_done_in_time_is_done(
     deadline: float | None,
     clock: VirtualClock,
 ) -> None:
-    ambient = open_deadline(deadline, clock())
+    ambient = open_deadline(deadline, clock)
     call(SlowStream(clock, takes), timeout)
     assert clock() == 1002.0
     assert current_deadline() is ambient
@@ -252,7 +252,7 @@ def test_what_is_done_in_time_is_done(
 def test_a_time_out_comes_out_as_the_first_dialect_has_it(
     call: Call, error: type[TimeoutException], phase: Phase, deadline: float | None, clock: VirtualClock
 ) -> None:
-    ambient = open_deadline(deadline, clock())
+    ambient = open_deadline(deadline, clock)
     with pytest.raises(TimeoutException) as caught:
         call(SlowStream(clock, seconds=60.0), 2.0)
     assert type(caught.value) is error
@@ -268,7 +268,7 @@ def test_a_time_out_comes_out_as_the_first_dialect_has_it(
 def test_an_outer_deadline_comes_out_as_itself(
     call: Call, error: type[TimeoutException], phase: Phase, timeout: float | None, clock: VirtualClock
 ) -> None:
-    ambient = open_deadline(2.0, clock())
+    ambient = open_deadline(2.0, clock)
     with pytest.raises(DeadlineExceeded) as caught:
         call(SlowStream(clock, seconds=60.0), timeout)
     assert (caught.value.deadline, caught.value.phase, caught.value.limit) == (ambient, phase, 2.0)
@@ -285,7 +285,7 @@ def test_a_limit_that_has_passed_begins_nothing(
     inner = SlowStream(clock)
     with pytest.raises(error):
         call(inner, 0)
-    ambient = open_deadline(0, clock())
+    ambient = open_deadline(0, clock)
     with pytest.raises(DeadlineExceeded):
         call(inner, 3.0)
     close_deadline(ambient)
@@ -346,7 +346,7 @@ def test_any_other_error_passes_as_it_is(error: BaseException, clock: VirtualClo
 
 @pytest.mark.parametrize(("seconds", "deadline"), [(2.0, None), (2.0, 3.0), (0, None), (0, 3.0)])
 def test_sleep_takes_its_seconds(seconds: float, deadline: float | None, clock: VirtualClock) -> None:
-    ambient = open_deadline(deadline, clock())
+    ambient = open_deadline(deadline, clock)
     backend_from_interface(SlowBackend(SlowStream(clock))).sleep(seconds)
     assert clock() == 1000.0 + seconds
     close_deadline(ambient)
@@ -354,7 +354,7 @@ def test_sleep_takes_its_seconds(seconds: float, deadline: float | None, clock: 
 
 @pytest.mark.parametrize(("seconds", "deadline"), [(2.0, 1.0), (1.0, 1.0), (float("inf"), 1.0), (0, 0)])
 def test_sleep_ends_at_the_deadline(seconds: float, deadline: float, clock: VirtualClock) -> None:
-    ambient = open_deadline(deadline, clock())
+    ambient = open_deadline(deadline, clock)
     with pytest.raises(DeadlineExceeded) as caught:
         backend_from_interface(SlowBackend(SlowStream(clock))).sleep(seconds)
     assert caught.value.deadline is ambient
@@ -443,7 +443,7 @@ def test_start_tls_of_the_second_dialect_upgrades_in_place() -> None:
 
 def test_ambient_deadlines_hold_through_it(clock: VirtualClock) -> None:
     stream = interface_from_stream(RecordingStream())
-    ambient = open_deadline(0, clock())
+    ambient = open_deadline(0, clock)
     with pytest.raises(DeadlineExceeded):
         stream.read()
     close_deadline(ambient)

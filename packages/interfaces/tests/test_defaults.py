@@ -124,6 +124,34 @@ def test_a_package_that_is_too_old_is_to_be_upgraded(
     )
 
 
+@pytest.mark.parametrize("name", ["anyio", "trio"])
+def test_a_package_without_its_extra_is_told_with_the_command(
+    name: str, put_source: Callable[[str, str], None]
+) -> None:
+    put_source(
+        TABLE[name][0], f"def __getattr__(name): raise ImportError('{name} is not there', name={name!r})"
+    )
+    with pytest.raises(BackendNotFound) as caught:
+        load_backend(name)
+    assert (
+        str(caught.value)
+        == f"the {name!r} network backend is not installed; install it with: pip install {TABLE[name][2]}"
+    )
+    assert isinstance(caught.value.__cause__, ImportError)
+
+
+@pytest.mark.parametrize("lacking", ["idna", None])
+def test_what_the_library_of_an_extra_lacks_is_told_in_its_own_words(
+    lacking: str | None, put_source: Callable[[str, str], None]
+) -> None:
+    put_source(
+        "lamina_async_backends",
+        f"def __getattr__(name): raise ImportError('it lacks something', name={lacking!r})",
+    )
+    with pytest.raises(ImportError, match="it lacks something"):
+        load_backend("trio")
+
+
 def test_what_the_package_itself_lacks_is_told_in_its_own_words(
     put_source: Callable[[str, str], None],
 ) -> None:

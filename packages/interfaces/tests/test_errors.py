@@ -9,6 +9,7 @@ import re
 import pytest
 
 import lamina_interfaces
+from interfaces_clock import VirtualClock
 from lamina_interfaces import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -247,8 +248,10 @@ def test_what_was_filled_in_later_is_pickled_too(cls: type[LaminaError]) -> None
 
 
 def test_a_deadline_does_not_leave_its_process() -> None:
-    deadline = Deadline(3.0, now=10.0)
-    error = deadline.exceeded(now=14.0, phase="dns")
+    clock = VirtualClock(10.0)
+    deadline = Deadline(3.0, clock)
+    clock.now = 14.0
+    error = deadline.exceeded("dns")
     assert error.deadline is deadline
     again = pickle.loads(pickle.dumps(error))
     assert again.deadline is None
@@ -269,7 +272,7 @@ def test_an_attempt_that_was_still_going_on_had_no_answer() -> None:
 
 
 def test_a_copy_in_the_same_process_knows_its_deadline() -> None:
-    deadline = Deadline(1.0, 0.0)
-    error = deadline.exceeded(2.0, "read")
+    deadline = Deadline(1.0, VirtualClock())
+    error = deadline.exceeded("read")
     copied = copy.copy(error)
     assert (copied.deadline, str(copied), copied.errno) == (deadline, str(error), error.errno)

@@ -12,7 +12,16 @@ from typing import Any, Self
 
 import pytest
 
-from lamina_interfaces import THREADS, Event, Runtime, ThreadRuntime, drive, running_runtime
+from lamina_interfaces import (
+    THREADS,
+    Deadline,
+    Event,
+    Runtime,
+    ThreadRuntime,
+    current_runtime,
+    drive,
+    running_runtime,
+)
 
 # --- which runtime runs ------------------------------------------------------------------------------------
 
@@ -258,21 +267,22 @@ def test_the_runtime_of_threads_has_what_a_runtime_has() -> None:
     assert isinstance(runtime, ThreadRuntime)
 
 
-def test_its_lock_shuts_other_threads_out() -> None:
-    lock = THREADS.create_lock()
-    entered: queue.Queue[str] = queue.Queue()
+def test_the_runtime_of_threads_is_always_here_and_never_ends() -> None:
+    assert current_runtime() is THREADS
+    assert (THREADS.is_here(), THREADS.has_ended()) == (True, False)
+    runtime: Runtime = THREADS
+    assert runtime.open_scope(Deadline(0, runtime.now)) is None, "nothing interrupts a thread"
 
-    def enter() -> None:
-        with lock:
-            entered.put("other")
 
-    with lock:
-        thread = threading.Thread(target=enter)
-        thread.start()
-        with pytest.raises(queue.Empty):
-            entered.get(timeout=0.01)
-    assert entered.get(timeout=BOUND) == "other"
-    thread.join(BOUND)
+def test_the_runtime_of_threads_does_at_once_what_others_do_soon() -> None:
+    done: list[str] = []
+
+    async def work() -> None:
+        done.append("spawned")
+
+    THREADS.run_soon(lambda: done.append("run soon"))
+    THREADS.spawn(work)
+    assert done == ["run soon", "spawned"]
 
 
 def test_its_sleep_sleeps() -> None:

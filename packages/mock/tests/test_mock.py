@@ -436,7 +436,7 @@ def test_an_ambient_deadline_that_has_passed_gives_deadline_exceeded(
     face: Face, operation: Operation
 ) -> None:
     async def body() -> None:
-        deadline = open_deadline(0, face.now())
+        deadline = open_deadline(0, face.now)
         try:
             with pytest.raises(DeadlineExceeded) as caught:
                 await operation.call(face, face.backend([b"data"]), face.stream([b"data"]), 3.0)
@@ -453,7 +453,7 @@ def test_a_limit_that_has_not_passed_changes_nothing(
     face: Face, operation: Operation, timeout: float | None
 ) -> None:
     async def body() -> None:
-        deadline = open_deadline(1e6, face.now())
+        deadline = open_deadline(1e6, face.now)
         try:
             await operation.call(face, face.backend([b"data"]), face.stream([b"data"]), timeout)
         finally:
@@ -502,7 +502,7 @@ def test_sleep_keeps_to_the_deadline_and_to_numbers(face: Face) -> None:
         backend = face.backend([])
         with pytest.raises(ArgumentValueError, match="seconds must not be negative"):
             await backend.sleep(-1)
-        deadline = open_deadline(0, face.now())
+        deadline = open_deadline(0, face.now)
         try:
             with pytest.raises(DeadlineExceeded):
                 await backend.sleep(0)

@@ -1,4 +1,4 @@
-"""`timeout` in blocking code, on a clock that only tests move, and once on the real one."""
+"""`timeout` in threads, on a clock that only tests move, and once on the real one."""
 
 import itertools
 import pickle
@@ -28,7 +28,7 @@ from lamina_interfaces import (
     drive,
     enter_deadline,
 )
-from lamina_timeouts import TimeoutStateError, _timeout, timeout
+from lamina_timeouts import TimeoutStateError, timeout
 
 
 class Clock:
@@ -60,7 +60,7 @@ class Clock:
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     clock = Clock()
-    monkeypatch.setattr(_timeout, "monotonic", clock)
+    monkeypatch.setattr("lamina_interfaces._runtimes.ThreadRuntime.now", staticmethod(clock))
     yield clock
     left = current_deadline()
     while (deadline := current_deadline()) is not None:
@@ -298,7 +298,7 @@ def test_a_wait_in_nested_blocks_ends_with_the_soonest(
 ) -> None:
     clock = Clock()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_timeout, "monotonic", clock)
+        patch.setattr("lamina_interfaces._runtimes.ThreadRuntime.now", staticmethod(clock))
         opened: list[timeout] = []
         ends: list[float] = []
 
@@ -405,13 +405,15 @@ def test_leaving_a_block_that_was_never_entered_does_nothing() -> None:
     timeout(3.0).__exit__(None, None, None)
 
 
-def test_async_with_is_refused_by_python_itself() -> None:
+def test_async_with_in_driven_code_is_with(clock: Clock) -> None:
     async def main() -> None:
-        async with timeout(3.0):  # type: ignore[attr-defined]  # that it does not exist is the case
-            pass
+        async with timeout(3.0):
+            clock.wait(60.0, phase="pool")
 
-    with pytest.raises(TypeError, match="asynchronous context manager"):
+    with pytest.raises(DeadlineExceeded) as caught:
         drive(main())
+    assert (clock.elapsed, caught.value.phase, caught.value.limit) == (3.0, "pool", 3.0)
+    assert current_deadline() is None
 
 
 # --- repr --------------------------------------------------------------------------------------------------
@@ -522,11 +524,11 @@ def test_on_the_real_clock_a_wait_in_a_thread_ends(monkeypatch: pytest.MonkeyPat
 def test_an_interrupt_while_entering_leaves_no_deadline_open(monkeypatch: pytest.MonkeyPatch) -> None:
     """The `with` statement does not have the object yet, and calls no `__exit__`."""
 
-    def interrupted(deadline: Deadline, block: object) -> None:
-        enter_deadline(deadline, block)
+    def interrupted(deadline: Deadline) -> None:
+        enter_deadline(deadline)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lamina_timeouts._timeout.enter_deadline", interrupted)
+    monkeypatch.setattr("lamina_interfaces._blocks.enter_deadline", interrupted)
     block = timeout(1.0)
     with pytest.raises(KeyboardInterrupt), block:
         pass

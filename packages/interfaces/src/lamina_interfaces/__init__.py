@@ -4,10 +4,13 @@
 - `_ambient`: the second dialect (no `timeout=` arguments), and adapters both ways.
 - `_errors`: the exceptions, in one tree.
 - `_deadlines`: time limits, as arithmetic over a given clock.
-- `_runtimes`: which runtime runs, its primitives, and the driver for blocking code.
+- `_blocks`: a block of code with a deadline, for whoever offers a context manager.
+- `_runtimes`: which runtime runs, its primitives, and the driver for blocking code; `_asyncio_runtime` and
+  `_trio_runtime` are imported where those run.
 - `_defaults`: finding an installed backend by its name.
-- `dialing`, `tls`: what every backend needs and none should write twice: in which order addresses are tried, and
-  TLS without a socket. Both are imported when they are needed, not here.
+- What every backend needs and none should write twice, imported when it is needed, not here: `dialing`, in which
+  order addresses are tried; `connecting`, the sockets for that; `resolving`, names, in threads; `sockets`, the rest
+  that does not wait; `translation`, the system's errors as lamina's; `tls`, TLS without a socket.
 """
 
 from __future__ import annotations
@@ -16,14 +19,20 @@ from ._ambient import AsyncNetworkBackendInterface as AsyncNetworkBackendInterfa
 from ._ambient import AsyncNetworkStreamInterface as AsyncNetworkStreamInterface
 from ._ambient import NetworkBackendInterface as NetworkBackendInterface
 from ._ambient import NetworkStreamInterface as NetworkStreamInterface
+from ._ambient import async_backend_from_interface as async_backend_from_interface
+from ._ambient import async_interface_from_backend as async_interface_from_backend
+from ._ambient import async_interface_from_stream as async_interface_from_stream
+from ._ambient import async_stream_from_interface as async_stream_from_interface
 from ._ambient import backend_from_interface as backend_from_interface
 from ._ambient import interface_from_backend as interface_from_backend
 from ._ambient import interface_from_stream as interface_from_stream
 from ._ambient import stream_from_interface as stream_from_interface
+from ._blocks import DeadlineBlock as DeadlineBlock
 from ._deadlines import GLANCE_SECONDS as GLANCE_SECONDS
 from ._deadlines import NEVER as NEVER
 from ._deadlines import Deadline as Deadline
 from ._deadlines import Limit as Limit
+from ._deadlines import chain_clock as chain_clock
 from ._deadlines import check_seconds as check_seconds
 from ._deadlines import close_deadline as close_deadline
 from ._deadlines import current_deadline as current_deadline
@@ -59,10 +68,11 @@ from ._errors import WriteError as WriteError
 from ._errors import WriteTimeout as WriteTimeout
 from ._runtimes import THREADS as THREADS
 from ._runtimes import Event as Event
-from ._runtimes import Lock as Lock
 from ._runtimes import Runtime as Runtime
 from ._runtimes import RuntimeName as RuntimeName
+from ._runtimes import Scope as Scope
 from ._runtimes import ThreadRuntime as ThreadRuntime
+from ._runtimes import current_runtime as current_runtime
 from ._runtimes import drive as drive
 from ._runtimes import running_runtime as running_runtime
 from ._streams import DEFAULT_READ_SIZE as DEFAULT_READ_SIZE
@@ -74,6 +84,7 @@ from ._streams import BytesLike as BytesLike
 from ._streams import InterruptibleWriter as InterruptibleWriter
 from ._streams import NetworkBackend as NetworkBackend
 from ._streams import NetworkStream as NetworkStream
+from ._streams import PromptCloser as PromptCloser
 from ._streams import ResolvedAddress as ResolvedAddress
 from ._streams import Resolver as Resolver
 from ._streams import SocketAddress as SocketAddress
@@ -103,6 +114,7 @@ __all__ = [
     "ConnectTimeout",
     "ConnectionNotAvailable",
     "Deadline",
+    "DeadlineBlock",
     "DeadlineExceeded",
     "Event",
     "InterruptibleWriter",
@@ -110,7 +122,6 @@ __all__ = [
     "LaminaError",
     "Limit",
     "LocalProtocolError",
-    "Lock",
     "NetworkBackend",
     "NetworkBackendInterface",
     "NetworkError",
@@ -119,6 +130,7 @@ __all__ = [
     "Phase",
     "PoolClosed",
     "PoolTimeout",
+    "PromptCloser",
     "ProtocolError",
     "ProxyError",
     "ReadError",
@@ -128,6 +140,7 @@ __all__ = [
     "Resolver",
     "Runtime",
     "RuntimeName",
+    "Scope",
     "SocketAddress",
     "SocketOption",
     "ThreadRuntime",
@@ -137,10 +150,16 @@ __all__ = [
     "WriteError",
     "WriteTimeout",
     "__version__",
+    "async_backend_from_interface",
+    "async_interface_from_backend",
+    "async_interface_from_stream",
+    "async_stream_from_interface",
     "backend_from_interface",
+    "chain_clock",
     "check_seconds",
     "close_deadline",
     "current_deadline",
+    "current_runtime",
     "default_backend",
     "drive",
     "enter_deadline",

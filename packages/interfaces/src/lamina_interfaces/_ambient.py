@@ -11,16 +11,23 @@ nothing to translate but the names.
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
-from ._deadlines import Deadline, Limit, close_deadline, enter_deadline
+from ._blocks import DeadlineBlock
+from ._deadlines import Limit
 from ._errors import ArgumentTypeError, ArgumentValueError, DeadlineExceeded, UnsupportedProtocol
-from ._streams import DEFAULT_READ_SIZE, NetworkBackend, NetworkStream
+from ._runtimes import current_runtime
+from ._streams import (
+    DEFAULT_READ_SIZE,
+    AsyncNetworkBackend,
+    AsyncNetworkStream,
+    NetworkBackend,
+    NetworkStream,
+)
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from types import TracebackType
     from typing import Self
 
@@ -117,33 +124,29 @@ class AsyncNetworkBackendInterface:
 class _AmbientTimeout:
     """A `timeout=` as an ambient deadline: the length of one call into the second dialect."""
 
-    __slots__ = ("__weakref__", "_deadline", "_limit", "_timeout")
+    __slots__ = ("_block", "_limit", "_timeout")
 
     def __init__(self, timeout: float | None, phase: Phase) -> None:
         self._timeout = timeout
-        self._limit = Limit(timeout, time.monotonic, phase)
-        self._deadline: Deadline | None = None
+        self._limit = Limit(timeout, current_runtime().now, phase)
+        self._block: DeadlineBlock | None = None
 
     def __enter__(self) -> None:
         self._limit.check()
-        if self._timeout is None:
-            return
-        self._deadline = Deadline(self._timeout, time.monotonic())
-        try:
-            enter_deadline(self._deadline, self)
-        except BaseException:
-            # An interrupt: the `with` statement does not have this object yet, and would not call `__exit__`.
-            close_deadline(self._deadline)
-            raise
+        if self._timeout is not None:
+            self._block = DeadlineBlock(self._timeout)
+            self._block.open()
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._deadline is None:
+        if exc is not None and not isinstance(exc, Exception):
+            self._limit.interrupted()  # perhaps by an outer block's deadline; that stream may not say so
+        if self._block is None:
             return
-        close_deadline(self._deadline)
-        if isinstance(exc, DeadlineExceeded) and exc.deadline is self._deadline:
-            raise self._translated(exc) from exc
+        error = self._block.close(exc_type, exc, traceback) or exc
+        if isinstance(error, DeadlineExceeded) and error.deadline is self._block.deadline:
+            raise self._translated(error) from error
 
     def _translated(self, exc: DeadlineExceeded) -> TimeoutException:
         error = self._limit.error()
@@ -165,11 +168,9 @@ class _StreamFromInterface(NetworkStream):
             return self._stream.read(max_bytes)
 
     def write(self, buffer: BytesLike, timeout: float | None = None) -> None:
-        # The second dialect's `write` takes `bytes` and nothing else; `bytes(5)` would be five zeros.
-        if not isinstance(buffer, (bytes, bytearray, memoryview)):
-            raise ArgumentTypeError(f"write takes bytes, not {type(buffer).__name__}")
+        data = _as_bytes(buffer)
         with _AmbientTimeout(timeout, "write"):
-            self._stream.write(bytes(buffer))
+            self._stream.write(data)
 
     def close(self) -> None:
         self._stream.close()
@@ -217,6 +218,78 @@ class _BackendFromInterface(NetworkBackend):
         return repr(self._backend)
 
 
+class _AsyncStreamFromInterface(AsyncNetworkStream):
+    """A stream of the second dialect, used as one of the first. Has no `abort`, unless that stream does."""
+
+    def __init__(self, stream: AsyncNetworkStreamInterface) -> None:
+        self._stream = stream
+
+    async def read(self, max_bytes: int | None = None, timeout: float | None = None) -> bytes:
+        with _AmbientTimeout(timeout, "read"):
+            return await self._stream.read(max_bytes)
+
+    async def write(self, buffer: BytesLike, timeout: float | None = None) -> None:
+        data = _as_bytes(buffer)
+        with _AmbientTimeout(timeout, "write"):
+            await self._stream.write(data)
+
+    async def aclose(self) -> None:
+        await self._stream.close()
+
+    def abort(self) -> None:
+        abort: Callable[[], object] = getattr(self._stream, "abort", super().abort)
+        abort()
+
+    async def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> AsyncNetworkStream:
+        with _AmbientTimeout(timeout, "tls"):
+            upgraded = await self._stream.start_tls(ssl_context, server_hostname)
+        if upgraded is not None:
+            self._stream = upgraded
+        return self
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+    def __repr__(self) -> str:
+        return repr(self._stream)
+
+
+class _AsyncBackendFromInterface(AsyncNetworkBackend):
+    """A backend of the second dialect, used as one of the first."""
+
+    def __init__(self, backend: AsyncNetworkBackendInterface) -> None:
+        self._backend = backend
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[SocketOption] | None = None,
+    ) -> AsyncNetworkStream:
+        _refuse_dial_options(local_address, socket_options)
+        with _AmbientTimeout(timeout, "connect"):
+            return _AsyncStreamFromInterface(await self._backend.connect(host, port))
+
+    async def connect_unix_socket(
+        self, path: str, timeout: float | None = None, socket_options: Iterable[SocketOption] | None = None
+    ) -> AsyncNetworkStream:
+        raise UnsupportedProtocol(f"{self._backend!r} connects to a host and a port only")
+
+    def __repr__(self) -> str:
+        return repr(self._backend)
+
+
+def _as_bytes(buffer: BytesLike) -> bytes:
+    # The second dialect's `write` takes `bytes` and nothing else; `bytes(5)` would be five zeros.
+    if not isinstance(buffer, (bytes, bytearray, memoryview)):
+        raise ArgumentTypeError(f"write takes bytes, not {type(buffer).__name__}")
+    return bytes(buffer)
+
+
 def stream_from_interface(stream: NetworkStreamInterface) -> NetworkStream:
     """Use a stream of the second dialect where one of the first is wanted.
 
@@ -233,6 +306,16 @@ def backend_from_interface(backend: NetworkBackendInterface) -> NetworkBackend:
     `UnsupportedProtocol`, since the second dialect has no place for them.
     """
     return _BackendFromInterface(backend)
+
+
+def async_stream_from_interface(stream: AsyncNetworkStreamInterface) -> AsyncNetworkStream:
+    """`stream_from_interface` for asyncio and trio, where a `timeout=` bounds any `await` of that stream."""
+    return _AsyncStreamFromInterface(stream)
+
+
+def async_backend_from_interface(backend: AsyncNetworkBackendInterface) -> AsyncNetworkBackend:
+    """`backend_from_interface` for asyncio and trio."""
+    return _AsyncBackendFromInterface(backend)
 
 
 def _refuse_dial_options(local_address: str | None, socket_options: Iterable[SocketOption] | None) -> None:
@@ -282,6 +365,47 @@ class _InterfaceFromBackend(NetworkBackendInterface):
         return repr(self._backend)
 
 
+class _AsyncInterfaceFromStream(AsyncNetworkStreamInterface):
+    """A stream of the first dialect, used as one of the second."""
+
+    def __init__(self, stream: AsyncNetworkStream) -> None:
+        self._stream = stream
+
+    async def read(self, max_bytes: int | None = None) -> bytes:
+        return await self._stream.read(DEFAULT_READ_SIZE if max_bytes is None else max_bytes)
+
+    async def write(self, data: bytes) -> None:
+        await self._stream.write(data)
+
+    async def start_tls(
+        self, ctx: ssl.SSLContext, hostname: str | None = None
+    ) -> AsyncNetworkStreamInterface:
+        self._stream = await self._stream.start_tls(ctx, server_hostname=hostname)
+        return self
+
+    def get_extra_info(self, key: str) -> Any:
+        return self._stream.get_extra_info(key)
+
+    async def close(self) -> None:
+        await self._stream.aclose()
+
+    def __repr__(self) -> str:
+        return repr(self._stream)
+
+
+class _AsyncInterfaceFromBackend(AsyncNetworkBackendInterface):
+    """A backend of the first dialect, used as one of the second."""
+
+    def __init__(self, backend: AsyncNetworkBackend) -> None:
+        self._backend = backend
+
+    async def connect(self, host: str, port: int) -> AsyncNetworkStreamInterface:
+        return _AsyncInterfaceFromStream(await self._backend.connect_tcp(host, port))
+
+    def __repr__(self) -> str:
+        return repr(self._backend)
+
+
 def interface_from_stream(stream: NetworkStream) -> NetworkStreamInterface:
     """Use a stream of the first dialect where one of the second is wanted."""
     return _InterfaceFromStream(stream)
@@ -290,3 +414,13 @@ def interface_from_stream(stream: NetworkStream) -> NetworkStreamInterface:
 def interface_from_backend(backend: NetworkBackend) -> NetworkBackendInterface:
     """Use a backend of the first dialect where one of the second is wanted."""
     return _InterfaceFromBackend(backend)
+
+
+def async_interface_from_stream(stream: AsyncNetworkStream) -> AsyncNetworkStreamInterface:
+    """`interface_from_stream` for asyncio and trio."""
+    return _AsyncInterfaceFromStream(stream)
+
+
+def async_interface_from_backend(backend: AsyncNetworkBackend) -> AsyncNetworkBackendInterface:
+    """`interface_from_backend` for asyncio and trio."""
+    return _AsyncInterfaceFromBackend(backend)

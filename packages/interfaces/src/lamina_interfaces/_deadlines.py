@@ -7,14 +7,19 @@ it on. Blocks nest; the soonest deadline counts, and each keeps its own identity
 opened it can tell its own expiry from its neighbours'.
 
 `Limit` joins the two for one operation: it is what a backend or a pool asks "how long may I still wait?".
-Everything here is plain arithmetic. Nothing reads a clock, sleeps or interrupts: `now` is an argument, or
-comes from the function that the caller passes in.
+
+Everything here is plain arithmetic over a clock that is passed in; nothing sleeps or interrupts. A chain of nested
+deadlines has one clock, the outermost one's: trio counts from another start than `time.monotonic`, and a thread
+may have been given its context by a trio task.
+
+Two things may end a wait when a deadline passes: the wait itself, which looks at its `Limit`, and in async code the
+block's cancel scope, which cancels the task wherever it is. Both may come in the same moment. A wait that is
+cancelled therefore leaves what it knows with the deadline (`Limit.interrupted`), and the block raises that.
 """
 
 from __future__ import annotations
 
 import contextvars
-import weakref
 from typing import TYPE_CHECKING
 
 from ._errors import (
@@ -77,78 +82,119 @@ def check_seconds(seconds: float | None, name: str = "timeout") -> float:
 class Deadline:
     """The time limit of one block of code, inside the limits of the blocks around it.
 
-    Times are seconds on whatever clock the opener uses; lamina's layers use `time.monotonic`, the loop's or
-    trio's clock. Each thread and task sees only the deadlines that its own context opened, or was given in a
-    copy (`asyncio.to_thread` hands one on), for as long as their blocks last. `cancel` and `reschedule` may be
-    called from any thread, and the last one counts; a wait that is under way takes notice within
-    `GLANCE_SECONDS`.
+    Each thread and task sees only the deadlines that its own context opened, or was given in a copy
+    (`asyncio.to_thread` hands one on, and a new task has one), for as long as their blocks last. `cancel` and
+    `reschedule` may be called from any thread, and the last one counts; a wait that is under way takes notice
+    within `GLANCE_SECONDS`.
+
+    Args:
+        seconds: from now; `None` or `inf` for none.
+        clock: returns the present in seconds. May be called from any thread.
+        outer: the deadline of the block around this one.
 
     Attributes:
+        clock: what its times are counted on.
         opened_at: when the block was entered.
         limit: the seconds that it was given, `inf` for none.
-        expires_at: when it ends, `inf` for never, and once its block has ended.
-        ended: whether its block has ended. It bounds nothing any more, in whatever context it still stands.
+        expires_at: when it ends, `inf` for never, and once its block has ended in time.
+        ended: whether its block has ended. No operation that begins is bounded by it, whatever context it stands in.
         outer: the deadline of the block around it, or `None`.
+        shields: whether those around it do not bound its block.
+        interruption: what the wait that this deadline ended by a cancellation knows of it, for the block to raise.
+        on_change: called after `cancel` and `reschedule`, in their thread.
     """
 
-    __slots__ = ("_block", "ended", "expires_at", "limit", "opened_at", "outer")
+    __slots__ = (
+        "_passed_limit",
+        "clock",
+        "ended",
+        "expires_at",
+        "interruption",
+        "limit",
+        "on_change",
+        "opened_at",
+        "outer",
+        "shields",
+    )
 
-    def __init__(self, seconds: float | None, now: float, outer: Deadline | None = None) -> None:
-        self.opened_at: float = now
+    def __init__(
+        self, seconds: float | None, clock: Callable[[], float], outer: Deadline | None = None
+    ) -> None:
         self.limit: float = check_seconds(seconds)
-        self.expires_at: float = now + self.limit
+        self.clock: Callable[[], float] = clock
+        self.opened_at: float = clock()
+        self.expires_at: float = self.opened_at + self.limit
         self.outer: Deadline | None = outer
         self.ended: bool = False
-        self._block: weakref.ref[object] | None = None
+        self.shields: bool = False
+        self.interruption: DeadlineExceeded | None = None
+        self.on_change: Callable[[], None] | None = None
+        self._passed_limit: float | None = None
 
-    def remaining(self, now: float) -> float:
+    def remaining(self) -> float:
         """Seconds until this deadline, outer ones left aside; 0.0 once it has passed, `inf` without limit."""
-        return max(0.0, self.expires_at - now)
+        if self.expires_at == NEVER:
+            return NEVER
+        return max(0.0, self.expires_at - self.clock())
 
-    def expired(self, now: float) -> bool:
+    def expired(self) -> bool:
         """Whether this deadline, outer ones left aside, has passed."""
-        return now >= self.expires_at
+        return self.expires_at != NEVER and self.clock() >= self.expires_at
 
     def end(self) -> None:
-        """Take note that the block has ended: the deadline bounds nothing any more. May be repeated."""
-        self.ended = True
-        self.expires_at = NEVER
+        """Take note that the block has ended. May be repeated.
 
-    @property
-    def _is_over(self) -> bool:
-        # Ended in another thread or context, or left open by an interrupt that came before the first line of the
-        # block's `__exit__`: then the block has gone.
-        return self.ended or (self._block is not None and self._block() is None)
+        The deadline bounds nothing any more, save what was under way elsewhere when it passed: a worker thread that
+        the block's task has been cancelled from waiting for, say, which is to end nevertheless.
+        """
+        if not self.expired():
+            self.expires_at = NEVER
+        self.ended = True
+        # Which refers to this deadline in turn, and the other one to the block's task.
+        self.interruption = self.on_change = None
 
     def cancel(self) -> None:
         """Lift this deadline; the outer ones stay."""
-        self.limit = NEVER
-        self.expires_at = NEVER
+        self._move(NEVER)
 
-    def reschedule(self, seconds: float | None, now: float) -> None:
-        """Let this deadline end `seconds` from `now`; `None` lifts it. After its block it changes nothing.
+    def reschedule(self, seconds: float | None) -> None:
+        """Let this deadline end `seconds` from now; `None` lifts it. After its block it changes nothing.
 
         Raises:
             ArgumentValueError: `seconds` is negative or NaN.
         """
-        expires_at = now + check_seconds(seconds)
-        if not self.ended:
-            self.limit = expires_at - self.opened_at
-            self.expires_at = expires_at
+        self._move(self.clock() + check_seconds(seconds))
+
+    def _move(self, expires_at: float) -> None:
+        if self.ended:
+            return
+        if self.expired():
+            self._passed_limit = (
+                self.limit
+            )  # which a scope may have acted upon, whose block then raises its error
+        self.limit = expires_at - self.opened_at
+        self.expires_at = expires_at
+        on_change = self.on_change
+        if self.ended:  # perhaps meanwhile, in another thread
+            self.expires_at = NEVER
+        elif on_change is not None:
+            on_change()
 
     def soonest(self) -> Deadline:
         """The deadline that ends first among this one and those around it; of equals, the outermost."""
-        soonest = self
-        outer = self.outer
-        while outer is not None:
-            if outer.expires_at <= soonest.expires_at:
-                soonest = outer
-            outer = outer.outer
+        soonest = deadline = self
+        while not (deadline.shields and not deadline.ended) and deadline.outer is not None:
+            deadline = deadline.outer
+            if deadline.expires_at <= soonest.expires_at:
+                soonest = deadline
         return soonest
 
-    def exceeded(self, now: float, phase: Phase | None = None, message: str = "") -> DeadlineExceeded:
+    def exceeded(self, phase: Phase | None = None, message: str = "") -> DeadlineExceeded:
         """The error that says that this deadline has passed; `message` replaces the class's own."""
-        error = DeadlineExceeded(message, phase=phase, elapsed=now - self.opened_at, limit=self.limit)
+        elapsed = self.clock() - self.opened_at
+        # Lifted or moved after it had passed, and before its error was made.
+        limit = self.limit if self._passed_limit is None or self.expired() else self._passed_limit
+        error = DeadlineExceeded(message, phase=phase, elapsed=elapsed, limit=limit)
         error.deadline = self
         return error
 
@@ -164,41 +210,46 @@ def current_deadline() -> Deadline | None:
     """The innermost deadline of this thread or task whose block has not ended, or `None`."""
     innermost = _current.get()
     current = innermost
-    while current is not None and current._is_over:
+    while current is not None and current.ended:
         current = current.outer
     if current is not innermost:
         _current.set(current)
     return current
 
 
-def open_deadline(seconds: float | None, now: float) -> Deadline:
+def chain_clock(clock: Callable[[], float]) -> Callable[[], float]:
+    """The clock for a new deadline: that of the deadlines around it, or `clock` where there are none."""
+    outer = current_deadline()
+    return clock if outer is None else outer.clock
+
+
+def open_deadline(seconds: float | None, clock: Callable[[], float]) -> Deadline:
     """Open a deadline inside the current one and make it the current one of this thread or task.
 
     Whoever opens it closes it with `close_deadline`, innermost first. An interrupt may come before the caller
-    has the result, and nobody could close the deadline then; `enter_deadline` takes one that the caller has.
+    has the result, and nobody could close the deadline then; `enter_deadline` takes one that the caller has, and
+    `DeadlineBlock` is a whole block.
 
     Args:
-        seconds: from `now`; `None` or `inf` for a block without a limit of its own.
-        now: the present, on the clock that the waits in the block use.
+        seconds: from now; `None` or `inf` for a block without a limit of its own.
+        clock: of the waits in the block. The deadlines around it go before.
 
     Raises:
         ArgumentValueError: `seconds` is negative or NaN.
     """
-    deadline = Deadline(seconds, now, current_deadline())
+    deadline = Deadline(seconds, chain_clock(clock), current_deadline())
     _current.set(deadline)
     return deadline
 
 
-def enter_deadline(deadline: Deadline, block: object) -> None:
+def enter_deadline(deadline: Deadline) -> None:
     """Make `deadline` the current one of this thread or task, inside the one that is now.
 
     For whoever must be able to close it even if an interrupt comes before this returns.
 
     Args:
-        deadline: not open yet.
-        block: whose deadline it is; kept by a weak reference. When it has gone, the deadline has ended.
+        deadline: not open yet, on the clock that `chain_clock` gives.
     """
-    deadline._block = weakref.ref(block)
     deadline.outer = current_deadline()
     _current.set(deadline)
 
@@ -206,7 +257,7 @@ def enter_deadline(deadline: Deadline, block: object) -> None:
 def close_deadline(deadline: Deadline) -> None:
     """End `deadline`, and make the one around it the current one again.
 
-    It bounds nothing from now on, also where another thread or task has a copy of this context. A deadline that
+    It bounds nothing that begins from now on, also where another thread or task has a copy of this context. One that
     is not the innermost is taken out from between its neighbours: a block inside a generator may end before
     blocks that its caller opened later. One that this thread or task does not have open (its generator was
     finalised elsewhere) drops out where it is open, when that place next asks.
@@ -232,7 +283,7 @@ class Limit:
 
     Args:
         timeout: seconds from now for this operation, or `None`.
-        clock: returns the present in seconds; is called only where there is a limit.
+        clock: returns the present in seconds. Where there is an ambient deadline, its clock is used instead.
         phase: what the operation is; may be set anew as the operation goes on.
 
     Raises:
@@ -244,15 +295,15 @@ class Limit:
 
     def __init__(self, timeout: float | None, clock: Callable[[], float], phase: Phase) -> None:
         self.phase: Phase = phase
-        self._ambient = current_deadline()
-        self._clock = clock
-        if timeout is None and self._ambient is None:
+        self._ambient = ambient = current_deadline()
+        self._clock = clock if ambient is None else ambient.clock
+        if timeout is None and ambient is None:
             # The fast path: nothing will ever have to read the clock.
             self._seconds = self._expires_at = NEVER
             self._started_at = 0.0
         else:
             self._seconds = check_seconds(timeout)
-            self._started_at = clock()
+            self._started_at = self._clock()
             self._expires_at = self._started_at + self._seconds
 
     @property
@@ -271,11 +322,15 @@ class Limit:
 
     @property
     def is_ambient(self) -> bool:
-        """Whether a deadline is part of it, which somebody else may cancel or bring forward during a wait.
-
-        A wait that nobody can interrupt looks at `remaining()` again at least every `GLANCE_SECONDS` then.
-        """
+        """Whether a deadline is part of it, which somebody else may cancel or bring forward during a wait."""
         return self._ambient is not None
+
+    def glance(self) -> float | None:
+        """Seconds that a wait may last before it looks whether anything remains; `None` for no limit."""
+        seconds = self.remaining()
+        if self._ambient is None:
+            return seconds
+        return GLANCE_SECONDS if seconds is None else min(seconds, GLANCE_SECONDS)
 
     def expired(self) -> bool:
         """Whether nothing remains."""
@@ -289,11 +344,25 @@ class Limit:
 
     def error(self, message: str = "") -> TimeoutException:
         """The exception for a limit that has run out; `message` replaces the class's own."""
-        now = self._clock()
         if self._ambient is not None:
             deadline = self._ambient.soonest()
             if deadline.expires_at <= self._expires_at:
-                return deadline.exceeded(now, self.phase, message)
+                return deadline.exceeded(self.phase, message)
         return _TIMEOUT_OF_PHASE[self.phase](
-            message, phase=self.phase, elapsed=now - self._started_at, limit=self._seconds
+            message, phase=self.phase, elapsed=self._clock() - self._started_at, limit=self._seconds
         )
+
+    def interrupted(self, error: TimeoutException | None = None) -> None:
+        """Take note that the wait was cancelled: perhaps by the block of a deadline that has passed.
+
+        Whoever waits calls it when a cancellation comes by, and lets the cancellation pass.
+
+        Args:
+            error: what the wait would have raised if it had seen the deadline pass by itself; `error()` if `None`.
+        """
+        if self._ambient is not None:
+            deadline = self._ambient.soonest()
+            if deadline.expired() and deadline.interruption is None:
+                found = self.error() if error is None else error
+                if isinstance(found, DeadlineExceeded):
+                    deadline.interruption = found

@@ -22,14 +22,15 @@ class _Known(NamedTuple):
     module: str
     attribute: str
     install: str
+    library: str | None = None  # that the extra brings
 
 
 _KNOWN = {
     "sync": _Known("lamina_sync_backend", "SyncBackend", "lamina-sync-backend"),
     "auto": _Known("lamina_async_backends", "AutoBackend", "lamina-async-backends"),
     "asyncio": _Known("lamina_async_backends", "AsyncioBackend", "lamina-async-backends"),
-    "anyio": _Known("lamina_async_backends", "AnyIOBackend", "lamina-async-backends[anyio]"),
-    "trio": _Known("lamina_async_backends", "TrioBackend", "lamina-async-backends[trio]"),
+    "anyio": _Known("lamina_async_backends", "AnyIOBackend", "lamina-async-backends[anyio]", "anyio"),
+    "trio": _Known("lamina_async_backends", "TrioBackend", "lamina-async-backends[trio]", "trio"),
 }
 
 
@@ -70,17 +71,25 @@ def _from_table(name: str, known: _Known) -> Any:
     except ModuleNotFoundError as error:
         if error.name != known.module:
             raise  # the package is there; what it needs is not, and its own words are better than ours
-        raise BackendNotFound(
-            f"the {name!r} network backend is not installed; install it with: pip install {known.install}"
-        ) from error
+        raise _not_installed(name, known) from error
     try:
         return getattr(module, known.attribute)
+    except ImportError as error:
+        if known.library is None or error.name != known.library:
+            raise
+        raise _not_installed(name, known) from error
     except AttributeError as error:
         installed = f"{known.install.partition('[')[0]} {getattr(module, '__version__', '')}".rstrip()
         raise BackendNotFound(
             f"the {name!r} network backend is not in the installed {installed}; "
             f"get a later release with: pip install --upgrade {known.install}"
         ) from error
+
+
+def _not_installed(name: str, known: _Known) -> BackendNotFound:
+    return BackendNotFound(
+        f"the {name!r} network backend is not installed; install it with: pip install {known.install}"
+    )
 
 
 def _from_entry_points(name: str) -> Any:

@@ -5,7 +5,8 @@ In blocking code the same coroutines are run by `drive`, over primitives whose `
 thread and never suspend. So the one text needs no second copy, and the blocking face pays a function call for
 it.
 
-Finding out which runtime runs imports nothing: a runtime that is not in `sys.modules` cannot be running.
+Finding out which runtime runs imports nothing: a runtime that is not in `sys.modules` cannot be running. Those of
+asyncio and trio are in modules of their own, which are imported when one of them does.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from types import TracebackType
+
+    from ._deadlines import Deadline
 
 T = TypeVar("T")
 
@@ -79,48 +82,97 @@ class Event(Protocol):
         ...
 
 
-class Lock(Protocol):
-    """A lock for a few lines that never wait. Not re-entrant."""
+class Scope(Protocol):
+    """The cancel scope of a deadline's block: cancels the task that opened it when the deadline passes."""
 
-    def locked(self) -> bool:
-        """Whether anybody holds it."""
-        ...
-
-    def __enter__(self) -> Any: ...
-
-    def __exit__(
+    def close(
         self,
         exc_type: type[BaseException] | None,
         exc: BaseException | None,
         traceback: TracebackType | None,
         /,
-    ) -> Any: ...
+    ) -> bool:
+        """End it. By the task that opened it, innermost first.
+
+        Returns:
+            Whether what leaves the block is nothing but this scope's own cancellation.
+        """
+        ...
 
 
 class Runtime(Protocol):
-    """The primitives of one runtime."""
+    """The primitives of one runtime: of all blocking code, of one event loop, of one trio run."""
 
     @property
     def name(self) -> RuntimeName:
-        """Which one it is."""
+        """Which kind it is."""
         ...
 
     @property
     def now(self) -> Callable[[], float]:
-        """The clock: seconds, monotonic, from an arbitrary start."""
+        """The clock: seconds, monotonic, from an arbitrary start. May be called from any thread."""
+        ...
+
+    def is_here(self) -> bool:
+        """Whether it is this one that the caller runs in."""
+        ...
+
+    def has_ended(self) -> bool:
+        """Whether it runs nothing any more, or nothing at present."""
         ...
 
     def create_event(self) -> Event:
         """A new event for one waiter."""
         ...
 
-    def create_lock(self) -> Lock:
-        """A new lock. Where one thread runs everything, nobody ever waits for it."""
+    def open_scope(self, deadline: Deadline, *, shield: bool = False) -> Scope | None:
+        """Bound the rest of the calling task's block by a deadline, until the scope is closed.
+
+        Args:
+            deadline: of the block.
+            shield: keep the scopes around it from cancelling it, for a clean-up. Under asyncio a cancellation that
+                has been delivered does not come again by itself, so nothing is needed there.
+
+        Returns:
+            The scope; `None` where nothing can be cancelled: in threads, and in callbacks of an event loop.
+        """
+        ...
+
+    def run_soon(self, function: Callable[[], object]) -> None:
+        """Have a function called in the event loop, soon. From any thread, and by finalisers; never raises.
+
+        Nothing comes of it if the loop has ended. In blocking code it is called at once.
+        """
+        ...
+
+    def spawn(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run a coroutine function that never raises, in a task of its own and an empty context. Never raises itself.
+
+        By the loop's own thread. In blocking code it is driven to its end at once.
+        """
         ...
 
     async def sleep(self, seconds: float) -> None:
         """Wait."""
         ...
+
+
+def current_runtime() -> Runtime:
+    """The runtime that the caller runs in.
+
+    Returns:
+        For asyncio and trio an object for the running loop or run, for everything else `THREADS`.
+    """
+    name = running_runtime()
+    if name == "asyncio":
+        from ._asyncio_runtime import AsyncioRuntime
+
+        return AsyncioRuntime()
+    if name == "trio":
+        from ._trio_runtime import TrioRuntime
+
+        return TrioRuntime()
+    return THREADS
 
 
 class ThreadEvent:
@@ -169,9 +221,24 @@ class ThreadRuntime:
         """A new event for one waiting thread."""
         return ThreadEvent()
 
-    def create_lock(self) -> Lock:
-        """A plain `threading.Lock`."""
-        return threading.Lock()
+    def is_here(self) -> bool:
+        """Always: blocking code may be called from anywhere."""
+        return True
+
+    def has_ended(self) -> bool:
+        """Never."""
+        return False
+
+    def open_scope(self, deadline: Deadline, *, shield: bool = False) -> None:
+        """Nothing interrupts a thread: `None`."""
+
+    def run_soon(self, function: Callable[[], object]) -> None:
+        """Call it."""
+        function()
+
+    def spawn(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Drive it to its end."""
+        drive(function())
 
     async def sleep(self, seconds: float) -> None:
         """Block the thread for that long."""

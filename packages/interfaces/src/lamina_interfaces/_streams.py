@@ -11,12 +11,13 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, overload
 
-from ._deadlines import GLANCE_SECONDS, check_seconds, current_deadline
+from ._deadlines import GLANCE_SECONDS, chain_clock, check_seconds, current_deadline
+from ._runtimes import current_runtime
 
 if TYPE_CHECKING:
     import socket
     import ssl
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -292,19 +293,32 @@ class NetworkBackend:
             DeadlineExceeded: the ambient deadline passed first. Its phase is the caller's to fill in.
             ArgumentValueError, ArgumentTypeError: `seconds` is negative, NaN or no number.
         """
-        now = time.monotonic()
-        end = now + check_seconds(seconds, "seconds")
-        while True:
-            deadline = current_deadline()
-            soonest = None if deadline is None else deadline.soonest()
-            if soonest is not None and soonest.expired(now):
-                raise soonest.exceeded(now)
-            if now >= end:
-                return
-            # Another thread may bring the deadline forward meanwhile, as closing a pool does.
-            rest = end - now if soonest is None else min(end - now, soonest.remaining(now), GLANCE_SECONDS)
-            time.sleep(min(rest, LONGEST_SLEEP))
-            now = time.monotonic()
+        pause = _Pause(seconds, time.monotonic)
+        while rest := pause.next():
+            time.sleep(rest)
+
+
+class _Pause:
+    """A sleep, in pieces: somebody else may bring the ambient deadline forward meanwhile, as closing a pool does."""
+
+    __slots__ = ("_clock", "_deadline", "_end")
+
+    def __init__(self, seconds: float, clock: Callable[[], float]) -> None:
+        self._deadline = current_deadline()
+        self._clock = chain_clock(clock)
+        self._end = self._clock() + check_seconds(seconds, "seconds")
+
+    def next(self) -> float:
+        """Seconds until the next look, 0.0 at the end.
+
+        Raises:
+            DeadlineExceeded: the ambient deadline has passed.
+        """
+        soonest = None if self._deadline is None else self._deadline.soonest()
+        if soonest is not None and soonest.expired():
+            raise soonest.exceeded()
+        rest = max(0.0, min(self._end - self._clock(), LONGEST_SLEEP))
+        return rest if soonest is None else min(rest, soonest.remaining(), GLANCE_SECONDS)
 
 
 class Resolver:
@@ -408,6 +422,18 @@ class AsyncInterruptibleWriter:
         raise NotImplementedError
 
 
+class PromptCloser:
+    """An optional ability of an `AsyncNetworkStream`: to close in the protocol's way without suspending.
+
+    The pool closes connections in the midst of cancellations and in finalisers, where nothing can be awaited. A
+    stream without this ability is closed there by a task of its own, within a second.
+    """
+
+    def close_now(self) -> None:
+        """Do what `aclose` does, at once. Never raises or waits; may be repeated."""
+        raise NotImplementedError
+
+
 class AsyncNetworkBackend:
     """Opens network streams, for asyncio or trio. May be used by several tasks at once."""
 
@@ -429,8 +455,11 @@ class AsyncNetworkBackend:
         raise NotImplementedError
 
     async def sleep(self, seconds: float) -> None:
-        """Wait. See `NetworkBackend.sleep`."""
-        raise NotImplementedError
+        """Wait. See `NetworkBackend.sleep`; may be cancelled."""
+        runtime = current_runtime()
+        pause = _Pause(seconds, runtime.now)
+        while rest := pause.next():
+            await runtime.sleep(rest)
 
 
 class AsyncResolver:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from lamina_interfaces import AsyncNetworkBackend, AsyncNetworkStream, Limit, check_seconds, running_runtime
+from lamina_interfaces import (
+    AsyncNetworkBackend,
+    AsyncNetworkStream,
+    Limit,
+    PromptCloser,
+    check_seconds,
+    current_runtime,
+)
 
 from ._script import Script, checked_chunks, count_chunks
 
@@ -14,20 +19,15 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Iterable
 
-    from lamina_interfaces import BytesLike, SocketOption
+    from lamina_interfaces import BytesLike, Phase, SocketOption
 
 
-def _now() -> float:
-    """The clock of the running event loop, which ambient deadlines are measured on."""
-    runtime = running_runtime()
-    if runtime == "trio":
-        return float(sys.modules["trio"].current_time())
-    if runtime == "asyncio":
-        return float(sys.modules["asyncio"].get_running_loop().time())
-    return monotonic()
+def _limit(timeout: float | None, phase: Phase) -> Limit:
+    """On the clock of the running event loop, which ambient deadlines are measured on."""
+    return Limit(timeout, current_runtime().now, phase)
 
 
-class AsyncMockStream(AsyncNetworkStream):
+class AsyncMockStream(AsyncNetworkStream, PromptCloser):
     """`MockStream` for asyncio and trio. No operation waits or lets another task run.
 
     Args:
@@ -43,14 +43,18 @@ class AsyncMockStream(AsyncNetworkStream):
 
     async def read(self, max_bytes: int | None = None, timeout: float | None = None) -> bytes:
         """Return the next item, or as much of it as fits. See `AsyncNetworkStream.read`."""
-        return self._script.read(max_bytes, Limit(timeout, _now, "read"))
+        return self._script.read(max_bytes, _limit(timeout, "read"))
 
     async def write(self, buffer: BytesLike, timeout: float | None = None) -> None:
         """Take the bytes, and forget them. See `AsyncNetworkStream.write`."""
-        self._script.write(buffer, Limit(timeout, _now, "write"))
+        self._script.write(buffer, _limit(timeout, "write"))
 
     async def aclose(self) -> None:
         """Close the stream. See `AsyncNetworkStream.aclose`."""
+        self._script.close()
+
+    def close_now(self) -> None:
+        """Close the stream. See `PromptCloser.close_now`."""
         self._script.close()
 
     def abort(self) -> None:
@@ -64,7 +68,7 @@ class AsyncMockStream(AsyncNetworkStream):
         timeout: float | None = None,
     ) -> AsyncMockStream:
         """Do nothing but check the limit. See `AsyncNetworkStream.start_tls`."""
-        self._script.start_tls(Limit(timeout, _now, "tls"))
+        self._script.start_tls(_limit(timeout, "tls"))
         return self
 
     def get_extra_info(self, info: str) -> Any:
@@ -112,13 +116,13 @@ class AsyncMockBackend(AsyncNetworkBackend):
         return self._connect(timeout)
 
     def _connect(self, timeout: float | None) -> AsyncMockStream:
-        Limit(timeout, _now, "connect").check()
+        _limit(timeout, "connect").check()
         return AsyncMockStream(self._buffer, self._http2)
 
     async def sleep(self, seconds: float) -> None:
         """Return at once. See `AsyncNetworkBackend.sleep`."""
         check_seconds(seconds, "seconds")
-        Limit(None, _now, "connect").check()
+        _limit(None, "connect").check()
 
     def __repr__(self) -> str:
         return f"<AsyncMockBackend [{count_chunks(self._buffer)}{', HTTP/2' if self._http2 else ''}]>"

@@ -1,6 +1,6 @@
 """Deadlines over whole blocks of code.
 
-- `_timeout`: `timeout`, for blocking code under `with`, and its error.
+- `_timeout`: `timeout`, for threads and tasks, under `with` and `async with`, and its error.
 
 The arithmetic, and the context variable through which each wait finds its deadlines, are in `lamina_interfaces`.
 """
