@@ -27,6 +27,7 @@ from lamina_interfaces import (
     PoolTimeout,
     ReadTimeout,
     RemoteProtocolError,
+    ThreadRuntime,
     UnsupportedProtocol,
     WriteError,
     close_deadline,
@@ -54,7 +55,7 @@ class Ambient:
         self._seconds = seconds
 
     def __enter__(self) -> Deadline:
-        self.deadline = open_deadline(self._seconds, time.monotonic())
+        self.deadline = open_deadline(self._seconds, time.monotonic)
         return self.deadline
 
     def __exit__(self, *exc_info: object) -> None:
@@ -505,7 +506,10 @@ class Clock:
 
     def pool(self, **arguments: Any) -> ConnectionPool:
         pool = ConnectionPool(**arguments)
-        pool._pool._now = pool._pool._dialler._now = lambda: self.now
+        inner, runtime = pool._pool, ThreadRuntime()
+        runtime.now = lambda: self.now  # type: ignore[method-assign] # the one thing that is virtual
+        inner._runtime = inner._dialler._runtime = runtime
+        inner._now = inner._dialler._now = runtime.now
         return pool
 
 
@@ -606,7 +610,7 @@ def test_an_ambient_deadline_ends_every_phase_F01(phase: str) -> None:
             start = time.monotonic()
             with Ambient(0.1) as deadline, pytest.raises(DeadlineExceeded) as caught:
                 pool.request("GET", url)
-            assert 0.09 < time.monotonic() - start < 1.0
+            assert 0.09 < time.monotonic() - start < 4.0  # the phase's own limit is five seconds
         expected = {"body": "read", "retry": "connect"}.get(phase, phase)
         assert caught.value.phase == expected
         assert caught.value.origin == (
@@ -655,7 +659,7 @@ def test_a_deadline_brought_forward_by_another_thread_ends_the_wait_for_a_connec
         with pool.stream("GET", URL):
             waiting = Worker(wait)
             until(lambda: pool.stats().queued == 1)
-            opened[0].reschedule(0.0, time.monotonic())
+            opened[0].reschedule(0.0)
             outcome = waiting.outcome(3.0)
         assert isinstance(outcome, DeadlineExceeded)
         assert outcome.phase == "pool"

@@ -1,6 +1,7 @@
 """A connection pool for HTTP/1.1, over any network backend that fulfils lamina's interfaces.
 
-- `_blocking`: the public pool, and the world in which the shared text blocks.
+- `_blocking`, `_suspending`: the public pools, and the worlds in which the shared text blocks a thread or suspends a
+  task. `_faces`, `_settings`: what the two have in common.
 - `_pool`, `_dialling`, `_connection`, `_body`: the shared text, written once as `async def`; `_io` says what it needs.
 - `_scheduler`: who gets which connection. `_http11`: what an HTTP/1.1 connection may do next. Both are pure.
 - `_models`, `_urls`: requests, responses, URLs. `_checks`: what is refused before a byte is sent.
@@ -22,12 +23,14 @@ from ._models import ResponseStateError as ResponseStateError
 from ._ssl import default_ssl_context as default_ssl_context
 from ._stats import PooledConnection as PooledConnection
 from ._stats import PoolStats as PoolStats
+from ._suspending import AsyncConnectionPool as AsyncConnectionPool
 from ._urls import URL as URL
 from ._urls import Origin as Origin
 from ._version import __version__ as __version__
 
 __all__ = [
     "URL",
+    "AsyncConnectionPool",
     "ByteStream",
     "ConnectionPool",
     "ContentTypes",

@@ -7,23 +7,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from lamina_interfaces import (
     THREADS,
-    ArgumentTypeError,
-    ArgumentValueError,
     NetworkBackendInterface,
     NetworkStream,
-    ReadError,
-    UnsupportedProtocol,
     backend_from_interface,
-    check_seconds,
     default_backend,
     drive,
 )
 
 from ._checks import build_request
-from ._dialling import DialOptions
-from ._io import END, CallerError
+from ._faces import PlainBody, StreamFace, Switched, check_backend, describe_pool, pieces_of, untrusted_bytes
+from ._io import CallerError
 from ._pool import Pool
-from ._scheduler import Limits
+from ._settings import read_settings
 
 if TYPE_CHECKING:
     import ssl
@@ -40,9 +35,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-FALLBACK_WRITE_BYTES = 64 * 1024
-"""After how many bytes a stream that cannot watch for an answer while it writes is asked whether one is there."""
-
 
 def _drive(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run the pool's text; what the caller's own code raised in it comes out as it was."""
@@ -56,36 +48,28 @@ def _drive(coroutine: Coroutine[Any, Any, T]) -> T:
         del original  # which its traceback would keep in a cycle
 
 
-class BlockingStream:
+class BlockingStream(StreamFace[NetworkStream]):
     """A `NetworkStream` whose methods can be awaited, and block. Fulfils `_io.Stream`."""
 
-    __slots__ = ("public",)
-
-    def __init__(self, stream: NetworkStream) -> None:
-        self.public = stream
+    __slots__ = ()
 
     async def read(self, max_bytes: int, timeout: float | None) -> bytes:
-        return self.public.read(max_bytes, timeout=timeout)
+        data: bytes = self.public.read(max_bytes, timeout=timeout)
+        return data
 
     async def write(self, buffer: BytesLike, timeout: float | None) -> None:
         self.public.write(buffer, timeout=timeout)
-
-    @property
-    def is_watchful(self) -> bool:
-        return hasattr(self.public, "write_until_readable")
 
     async def write_until_readable(self, buffer: BytesLike, timeout: float | None) -> int:
         watching = getattr(self.public, "write_until_readable", None)
         if watching is not None:
             sent: int = watching(buffer, timeout=timeout)
             return sent
-        view = memoryview(buffer)
-        for start in range(0, len(view), FALLBACK_WRITE_BYTES):
+        for start, piece in pieces_of(buffer):
             if self.get_extra_info("is_readable"):
                 return start
-            # A copy: a stream written against the documents may treat what it is given as `bytes`.
-            self.public.write(bytes(view[start : start + FALLBACK_WRITE_BYTES]), timeout=timeout)
-        return len(view)
+            self.public.write(piece, timeout=timeout)
+        return len(buffer)
 
     async def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None, timeout: float | None
@@ -94,16 +78,10 @@ class BlockingStream:
             self.public.start_tls(ssl_context, server_hostname=server_hostname, timeout=timeout)
         )
 
-    def get_extra_info(self, info: str) -> Any:
-        try:
-            return self.public.get_extra_info(info)
-        except Exception:  # noqa: BLE001 - a custom stream without the method, or with one that breaks its contract
-            return None
-
     def close_now(self) -> None:
         try:
             self.public.close()
-        except Exception:  # noqa: BLE001 - as above; nothing more can be done for it
+        except Exception:  # noqa: BLE001 - a custom stream that breaks its contract; nothing more can be done for it
             pass
 
     def abort(self) -> None:
@@ -111,45 +89,6 @@ class BlockingStream:
             getattr(self.public, "abort", self.public.close)()
         except Exception:  # noqa: BLE001 - as above
             pass
-
-
-class BlockingBody:
-    """A request's body, pulled from a plain iterable. Fulfils `_io.BodySource`."""
-
-    __slots__ = ("_is_ours", "_iterator", "_returned", "has_begun")
-
-    def __init__(self, iterable: Iterable[bytes]) -> None:
-        try:
-            self._iterator = iter(iterable)
-        except Exception as error:
-            raise CallerError(error) from error
-        # An iterator is used up with the request, and a generator's `finally` runs. A file stays the caller's own, to
-        # be read again or closed.
-        self._is_ours = not hasattr(iterable, "read")
-        self._returned: BytesLike | None = None
-        self.has_begun = False
-
-    async def next(self) -> Any:
-        self.has_begun = True
-        if self._returned is not None:
-            piece, self._returned = self._returned, None
-            return piece
-        try:
-            return next(self._iterator, END)
-        except Exception as error:
-            raise CallerError(error) from error
-
-    def put_back(self, piece: BytesLike) -> None:
-        self._returned = piece
-        self.has_begun = False
-
-    async def aclose(self) -> None:
-        close = getattr(self._iterator, "close", None) if self._is_ours else None
-        if close is not None:
-            try:
-                close()
-            except Exception as error:
-                raise CallerError(error) from error
 
 
 class BlockingWorld:
@@ -192,8 +131,14 @@ class BlockingWorld:
     async def sleep(self, seconds: float) -> None:
         self.backend.sleep(seconds)
 
-    def body_source(self, stream: Any) -> BlockingBody:
-        return BlockingBody(stream)
+    def move(self) -> None:
+        raise AssertionError("unreachable: blocking code is everywhere at home")
+
+    def leave(self) -> None:
+        """Nothing: blocking code is everywhere at home."""
+
+    def body_source(self, stream: Any) -> PlainBody:
+        return PlainBody(stream)
 
     def response_stream(self, body: ResponseBody) -> ResponseStream:
         return ResponseStream(body)
@@ -231,26 +176,17 @@ class ResponseStream:
         _drive(self._body.close())
 
 
-class SwitchedStream(NetworkStream):
+class SwitchedStream(Switched[NetworkStream], NetworkStream):
     """The connection after the server has switched protocols (101, or 2xx to CONNECT); `NetworkStream`'s contract.
 
     Begins with what the server has already sent of the new protocol. It keeps its place in the pool until it is
     closed, by itself, by closing the response, or with the pool.
     """
 
-    def __init__(self, body: ResponseBody, leading: bytes) -> None:
-        self._body = body
-        self._stream: NetworkStream = body.public_stream
-        self._leading = leading
-
     def read(self, max_bytes: int | None = None, timeout: float | None = None) -> bytes:
         """See `NetworkStream.read`."""
         if self._leading:
-            if max_bytes is not None and max_bytes < 1:
-                raise ArgumentValueError(f"max_bytes must be at least 1, got {max_bytes}")
-            size = len(self._leading) if max_bytes is None else max_bytes
-            data, self._leading = self._leading[:size], self._leading[size:]
-            return data
+            return self._take_leading(max_bytes)
         return self._stream.read(max_bytes, timeout=timeout)
 
     def write(self, buffer: BytesLike, timeout: float | None = None) -> None:
@@ -267,17 +203,9 @@ class SwitchedStream(NetworkStream):
         """
         if self._leading:
             self.close()
-            raise ReadError(
-                "the peer sent bytes before the TLS handshake, which cannot be trusted", phase="tls"
-            )
+            raise untrusted_bytes()
         self._stream = self._stream.start_tls(ssl_context, server_hostname=server_hostname, timeout=timeout)
         return self
-
-    def get_extra_info(self, info: str) -> Any:
-        """See `NetworkStream.get_extra_info`."""
-        if info == "is_readable" and self._leading:
-            return True
-        return self._stream.get_extra_info(info)
 
     def close(self) -> None:
         """Close the connection, and give its place back."""
@@ -286,9 +214,6 @@ class SwitchedStream(NetworkStream):
             self._stream.close()
         finally:
             _drive(self._body.close())
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} [{self._stream!r}]>"
 
 
 class ConnectionPool:
@@ -341,40 +266,25 @@ class ConnectionPool:
         max_connection_age: float | None = None,
         age_jitter: float = 0.1,
     ) -> None:
-        if proxy is not None:
-            raise UnsupportedProtocol("proxies are not supported by this version of lamina-pool")
-        if http2 or not http1:
-            raise UnsupportedProtocol("HTTP/2 is not supported by this version of lamina-pool")
-        if uds is not None and local_address is not None:
-            raise ArgumentValueError(
-                "uds and local_address exclude each other: a unix socket has no IP address"
-            )
-        if isinstance(network_backend, NetworkBackendInterface):
-            network_backend = backend_from_interface(network_backend)
-        elif network_backend is not None and not hasattr(network_backend, "connect_tcp"):
-            raise ArgumentTypeError(
-                f"network_backend must be a NetworkBackend, not {type(network_backend).__name__}"
-            )
-        if not check_seconds(age_jitter, "age_jitter") <= 1.0:
-            raise ArgumentValueError(f"age_jitter must be from 0 to 1, got {age_jitter!r}")
-        limits = Limits(
-            max_connections=_count(max_connections, "max_connections", least=1),
-            max_connections_per_origin=_count(
-                max_connections_per_origin, "max_connections_per_origin", least=1
+        self._pool = Pool(
+            BlockingWorld(as_backend(network_backend)),
+            *read_settings(
+                ssl_context=ssl_context,
+                proxy=proxy,
+                max_connections=max_connections,
+                max_keepalive_connections=max_keepalive_connections,
+                keepalive_expiry=keepalive_expiry,
+                http1=http1,
+                http2=http2,
+                retries=retries,
+                local_address=local_address,
+                uds=uds,
+                socket_options=socket_options,
+                max_connections_per_origin=max_connections_per_origin,
+                max_connection_age=max_connection_age,
+                age_jitter=age_jitter,
             ),
-            max_idle=_count(max_keepalive_connections, "max_keepalive_connections", least=0),
-            idle_seconds=check_seconds(keepalive_expiry, "keepalive_expiry"),
-            max_age=check_seconds(max_connection_age, "max_connection_age"),
-            age_jitter=age_jitter,
         )
-        options = DialOptions(
-            ssl_context=ssl_context,
-            retries=_number(retries, "retries", least=0),
-            local_address=local_address,
-            uds=uds,
-            socket_options=None if socket_options is None else _options(socket_options),
-        )
-        self._pool = Pool(BlockingWorld(network_backend), limits, options)
 
     def request(
         self,
@@ -492,28 +402,16 @@ class ConnectionPool:
         self.close()
 
     def __repr__(self) -> str:
-        stats = self._pool.stats()
-        requests = stats.active + stats.connecting
-        return (
-            f"<{type(self).__name__} [Requests: {requests} active, {stats.queued} queued | "
-            f"Connections: {stats.active + stats.connecting} active, {stats.idle} idle]>"
-        )
+        return describe_pool(self, self._pool.stats())
 
 
-def _options(options: Iterable[SocketOption]) -> tuple[SocketOption, ...]:
-    try:
-        return tuple(options)
-    except TypeError:
-        raise ArgumentTypeError(f"socket_options must be iterable, not {type(options).__name__}") from None
+def as_backend(backend: NetworkBackend | NetworkBackendInterface | None) -> NetworkBackend | None:
+    """The backend that was given, in the first dialect.
 
-
-def _count(number: int | None, name: str, *, least: int) -> float:
-    return float("inf") if number is None else _number(number, name, least=least)
-
-
-def _number(number: int, name: str, *, least: int) -> int:
-    if isinstance(number, bool) or not isinstance(number, int):
-        raise ArgumentTypeError(f"{name} must be an int, not {type(number).__name__}")
-    if number < least:
-        raise ArgumentValueError(f"{name} must be at least {least}, got {number}")
-    return number
+    Raises:
+        ArgumentTypeError: it is none.
+    """
+    if isinstance(backend, NetworkBackendInterface):
+        return backend_from_interface(backend)
+    check_backend(backend, "NetworkBackend")
+    return backend

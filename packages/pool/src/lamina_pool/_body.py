@@ -106,6 +106,7 @@ class ResponseBody:
             raise explained from explained.__cause__
         except BaseException:
             self._end(reusable=False)
+            self._pool.explain_interruption(self._request.url.origin)
             raise
         if connection.has_ended:
             self.trailers.extend(connection.trailers)
@@ -152,7 +153,7 @@ class ResponseBody:
                 return
             self._is_closing = True
             try:
-                if not self._switched and not self._pool.is_in_step:
+                if not self._switched and self._pool.may_wait:
                     await self._connection.drain()
             except BaseException:
                 self._end(reusable=False)
@@ -162,6 +163,11 @@ class ResponseBody:
                 await self._trace.around("response_closed", {}, _nothing)
         finally:
             self._reading.release()
+
+    def abort(self) -> None:
+        """Let go of the connection without farewell. Never waits; may be called by a finaliser."""
+        if self._is_open:
+            self._end(reusable=False)
 
     def _interrupt_reader(self) -> None:
         if self._guard.acquire(False):  # otherwise the reader is giving the connection up at this moment

@@ -1,8 +1,8 @@
 """Opening connections: address, TLS, and new attempts after a failure. Written once, as `_pool.py` is.
 
 Whoever opens a connection does so in its own thread or task, where nobody else can interrupt it. Yet closing the pool
-must end it. So each dial opens an ambient deadline without a limit around itself, which `close` brings forward to
-now; every wait of a backend looks at it (`Limit.is_ambient`). A stream that is there already is aborted besides.
+must end it. So each dial opens a deadline without a limit around itself, which `close` brings forward to now. Every
+wait of a backend looks at it, in a task it is a cancel scope besides, and a stream that is there already is aborted.
 """
 
 from __future__ import annotations
@@ -12,13 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lamina_interfaces import (
     ConnectError,
     ConnectTimeout,
-    Deadline,
+    DeadlineBlock,
     DeadlineExceeded,
     Limit,
     PoolClosed,
-    close_deadline,
-    current_deadline,
-    open_deadline,
 )
 
 from ._connection import HTTP11Connection
@@ -29,8 +26,9 @@ from ._urls import server_name
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from types import TracebackType
 
-    from lamina_interfaces import SocketOption
+    from lamina_interfaces import Runtime, SocketOption
 
     from ._checks import Timeouts
     from ._io import Stream, World
@@ -55,17 +53,31 @@ class DialOptions(NamedTuple):
 class _Dial:
     """A connection in the making, so that closing the pool can end it."""
 
-    __slots__ = ("deadline", "ssl_context", "stream")
+    __slots__ = ("_block", "ssl_context", "stream")
 
-    def __init__(self) -> None:
-        self.deadline: Deadline | None = None
+    def __init__(self, runtime: Runtime) -> None:
+        # Over when this object has gone, should an interrupt keep it from being closed.
+        self._block = DeadlineBlock(None, runtime=runtime)
         self.ssl_context: ssl.SSLContext | None = None
         self.stream: Stream | None = None
 
-    def end(self, now: float) -> None:
-        """By another thread."""
-        if self.deadline is not None:
-            self.deadline.reschedule(0.0, now)
+    def __enter__(self) -> None:
+        self._block.open()
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if exc is not None:
+            self.abort()
+        error = self._block.close(exc_type, exc, traceback) or exc
+        if isinstance(error, DeadlineExceeded) and error.deadline is self._block.deadline:
+            raise PoolClosed(
+                "the pool was closed while connecting", phase=error.phase or "connect"
+            ) from error
+
+    def end(self) -> None:
+        """By another thread or task."""
+        self._block.deadline.reschedule(0.0)
         self.abort()
 
     def abort(self) -> None:
@@ -109,9 +121,8 @@ class Dialler:
     def close(self) -> None:
         """End every dial, and refuse later ones. By any thread; never waits."""
         self.is_closed = True
-        now = self._now()
         for dial in list(self._dials):
-            dial.end(now)
+            dial.end()
 
     def abort(self) -> None:
         """In a forked child: free the sockets of the dials that were under way in the parent."""
@@ -126,55 +137,46 @@ class Dialler:
             DeadlineExceeded: an ambient deadline passed.
             PoolClosed: the pool was closed meanwhile.
         """
-        dial, outer = _Dial(), current_deadline()
+        dial = _Dial(self._runtime)
         try:
             try:
-                await self._dial_with_retries(dial, claim, request, timeouts)
+                with dial:
+                    self._dials[dial] = None
+                    if self.is_closed:
+                        raise PoolClosed(phase="connect")
+                    await self._dial_with_retries(dial, claim, request, timeouts)
             finally:
-                self._end_dial(dial, outer)
+                self._dials.pop(dial, None)
         finally:
-            # Again, should an exception have struck in the midst of it: a deadline that stayed open would be that of
-            # everything that this thread or task does afterwards.
-            self._end_dial(dial, outer)
-
-    def _end_dial(self, dial: _Dial, outer: Deadline | None) -> None:
-        while (inner := current_deadline()) is not None and inner is not outer:
-            close_deadline(inner)
-        self._dials.pop(dial, None)
+            self._dials.pop(dial, None)  # again, should an interrupt have come in the midst of it
 
     async def _dial_with_retries(
         self, dial: _Dial, claim: Claim, request: Request, timeouts: Timeouts
     ) -> None:
         trace = Tracer.of(request, "connection")
+        if request.url.scheme in (b"https", b"wss"):
+            # The first default context of the process takes a while to build: not at the cost of the time-out.
+            dial.ssl_context = self._options.ssl_context or shared_ssl_context(("http/1.1",))
+        for delay in _backoff(self._options.retries):
+            try:
+                await self._connect(dial, request, timeouts.connect, trace)
+                claim.connection = HTTP11Connection(dial.stream, self._runtime)  # type: ignore[arg-type] # connected
+                return
+            except (ConnectError, ConnectTimeout):
+                if delay is None or self.is_closed:
+                    raise
+            await self._pause(delay, trace)
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    async def _pause(self, delay: float, trace: Tracer | None) -> None:
         try:
-            dial.deadline = open_deadline(None, self._now())
-            self._dials[dial] = None
-            if self.is_closed:
-                raise PoolClosed(phase="connect")
-            if request.url.scheme in (b"https", b"wss"):
-                # The first default context of the process takes a while to build: not at the cost of the time-out.
-                dial.ssl_context = self._options.ssl_context or shared_ssl_context(("http/1.1",))
-            for delay in _backoff(self._options.retries):
-                try:
-                    await self._connect(dial, request, timeouts.connect, trace)
-                    claim.connection = HTTP11Connection(dial.stream, self._runtime)  # type: ignore[arg-type] # connected
-                    return
-                except (ConnectError, ConnectTimeout):
-                    if delay is None or self.is_closed:
-                        raise
-                if trace is None:
-                    await self._world.sleep(delay)
-                else:
-                    await trace.around("retry", {}, self._world.sleep, delay)
-            raise AssertionError("unreachable: the last attempt returns or raises")
+            if trace is None:
+                await self._world.sleep(delay)
+            else:
+                await trace.around("retry", {}, self._world.sleep, delay)
         except DeadlineExceeded as error:
-            if error.deadline is dial.deadline:
-                raise PoolClosed("the pool was closed while connecting", phase=error.phase) from error
             if error.phase is None:
-                error.phase = "connect"  # from the sleep, which serves everybody and knows no phase
-            raise
-        except BaseException:
-            dial.abort()
+                error.phase = "connect"  # a sleep serves everybody, and knows no phase
             raise
 
     async def _connect(

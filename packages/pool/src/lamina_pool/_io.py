@@ -1,7 +1,7 @@
 """What the pool's one text needs from the world that it runs in, blocking or async.
 
 `_pool.py`, `_dialling.py`, `_connection.py` and `_body.py` are written as `async def` against these few protocols.
-`_blocking.py` fulfils them with methods that block and never suspend.
+`_blocking.py` fulfils them with methods that block and never suspend, `_suspending.py` for asyncio and trio.
 """
 
 from __future__ import annotations
@@ -109,12 +109,20 @@ class World(Protocol):
 
     @property
     def runtime(self) -> Runtime:
-        """Clock, events and locks."""
+        """Clock, events and scopes."""
         ...
 
     @property
     def is_blocking(self) -> bool:
         """Whether bodies and callbacks must be plain ones."""
+        ...
+
+    def move(self) -> None:
+        """Make `runtime` the one that the caller runs in."""
+        ...
+
+    def leave(self) -> None:
+        """In a forked child: have no runtime any more that is the parent's."""
         ...
 
     async def connect_tcp(

@@ -26,18 +26,18 @@ import os
 import random
 import warnings
 import weakref
-from _thread import RLock
+from _thread import RLock, allocate_lock
 from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from lamina_interfaces import (
-    GLANCE_SECONDS,
     ArgumentTypeError,
     ConcurrencyError,
     LaminaError,
     Limit,
     PoolClosed,
+    current_deadline,
 )
 
 from ._body import ResponseBody
@@ -50,6 +50,8 @@ from ._stats import PooledConnection, PoolStats, snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from lamina_interfaces import TimeoutException
 
     from ._checks import RequestFraming
     from ._connection import HTTP11Connection
@@ -125,14 +127,14 @@ class Pool:
 
     def __init__(self, world: World, limits: Limits, options: DialOptions) -> None:
         self._world = world
-        self._runtime = world.runtime
-        self._now = world.runtime.now
         self._limits = limits
         self._options = options
         self._reset()
         _pools.add(self)
 
     def _reset(self) -> None:
+        self._runtime = self._world.runtime
+        self._now = self._runtime.now
         # Never taken twice. It is one that knows its owner from the moment on that it is taken: `is_in_step` asks for
         # that, and a note made afterwards would be too late for a signal handler in between. `threading.Condition`
         # asks in the same way; the type stubs leave the method out.
@@ -170,6 +172,11 @@ class Pool:
         """Whether this very thread is in the midst of a step: this is a finaliser, or a signal handler."""
         is_owned: bool = self._lock._is_owned()
         return is_owned
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether the caller may wait for a connection of this pool: not within a step, nor in another event loop."""
+        return not self.is_in_step and self._runtime.is_here()
 
     def _take_step(self, event: Callable[..., Sequence[Action]], *arguments: Any, **options: Any) -> None:
         if self._is_torn or self._is_doubtful:
@@ -223,13 +230,15 @@ class Pool:
         self._raise_alarm()
 
     def _raise_alarm(self) -> None:
-        """Have a waiting request settle what is left undone here."""
+        """Have a waiting request settle what is left undone here, or else the event loop, where there is one."""
         try:
             sleeper = next(iter(self._sleepers), None)
         except RuntimeError:
             return  # somebody is falling asleep or waking up in another thread at this moment, and will look
         if sleeper is not None:
             sleeper.payload.set()
+        elif not self._world.is_blocking:
+            self._runtime.run_soon(self._settle)
 
     def _reclaim(self) -> None:
         while True:
@@ -252,6 +261,8 @@ class Pool:
         Raises:
             LaminaError: see `ConnectionPool.handle_request`. No connection is held then.
         """
+        if not self._runtime.is_here():
+            self._move()
         if not isinstance(request, Request):
             raise ArgumentTypeError(f"request must be a Request, not {type(request).__name__}")
         framing = check_request(request, blocking=self._world.is_blocking)
@@ -276,6 +287,7 @@ class Pool:
             raise explained from explained.__cause__
         except BaseException:
             claim.give_back(reusable=claim.connection is None)
+            self.explain_interruption(origin)
             raise
 
     async def _exchange(
@@ -350,18 +362,22 @@ class Pool:
     async def _sleep_until_served(self, waiter: Waiter, limit: Limit) -> None:
         try:
             while waiter.state is WaiterState.PARKED:
-                seconds = limit.remaining()
-                if limit.is_ambient and self._world.is_blocking:
-                    seconds = GLANCE_SECONDS if seconds is None else min(seconds, GLANCE_SECONDS)
-                if not await waiter.payload.wait(seconds) and limit.expired():
-                    raise limit.error(f"no connection became free: {self._describe_counts()}")
+                if not await waiter.payload.wait(limit.glance()) and limit.expired():
+                    raise self._pool_timeout(limit)
                 # First a new alarm, then a look: what is left undone in between is seen by the one or the other.
                 if waiter.payload.is_set():
                     self._step(_no_event, waiter)
                 self._settle()
+        except BaseException:
+            if limit.expired():
+                limit.interrupted(self._pool_timeout(limit))
+            raise
         finally:
             self._sleepers.pop(waiter, None)
             self._settle()  # the alarm may have been meant for anybody
+
+    def _pool_timeout(self, limit: Limit) -> TimeoutException:
+        return limit.error(f"no connection became free: {self._describe_counts()}")
 
     def explain(self, error: LaminaError, origin: Origin) -> LaminaError:
         """Say which origin it was; and if the pool was closed under the request, say that instead."""
@@ -372,6 +388,14 @@ class Pool:
         if error.origin is None:
             error.origin = str(origin)
         return error
+
+    def explain_interruption(self, origin: Origin) -> None:
+        """The same for what a deadline's block will raise in the place of the cancellation that passes by."""
+        deadline = current_deadline()
+        while deadline is not None:
+            if deadline.interruption is not None:
+                self.explain(deadline.interruption, origin)
+            deadline = deadline.outer
 
     # --- the whole pool ------------------------------------------------------------------------------------
 
@@ -431,8 +455,24 @@ class Pool:
             f"requests queued: {stats.queued}"
         )
 
-    def _forget_inherited(self) -> None:
-        """In a forked child: leave the parent's connections to the parent, and begin anew."""
+    def _move(self) -> None:
+        """Into the event loop that the caller runs in, if the pool's own has ended. Its connections are lost with it.
+
+        Raises:
+            ConcurrencyError: it has not ended.
+        """
+        with _moving:
+            if self._runtime.is_here():
+                return  # another task was faster
+            if not self._runtime.has_ended():
+                raise ConcurrencyError(
+                    "the pool is in use in another event loop; each needs a pool of its own"
+                )
+            self._world.move()
+            self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """Drop everything: in a forked child, where the connections are the parent's, and in another event loop."""
         slots = self._scheduler.slots()
         is_closed = self._scheduler.is_closed
         self._dialler.abort()
@@ -441,7 +481,7 @@ class Pool:
         for slot in slots:
             if slot.connection is not None:
                 slot.connection.abort()  # which, on an inherited socket, only closes our copy
-            slot.state = SlotState.GONE  # for claims that the child has inherited
+            slot.state = SlotState.GONE  # for claims that are left from before
 
     def __del__(self) -> None:
         scheduler: Scheduler | None = getattr(self, "_scheduler", None)
@@ -460,13 +500,17 @@ def _no_event(_: Waiter | None = None) -> Sequence[Action]:
     return ()
 
 
+# One pool at a time changes its loop; it hardly ever happens.
+_moving = allocate_lock()
+
 # Every pool of the process, for the child of a fork.
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 
 
 def _forget_inherited() -> None:
     for pool in list(_pools):
-        pool._forget_inherited()
+        pool._world.leave()
+        pool._begin_anew()
 
 
 if hasattr(os, "register_at_fork"):

@@ -1,0 +1,134 @@
+"""What the blocking and the async face of the pool have in common. Nothing here waits, or knows which one it serves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from lamina_interfaces import ArgumentTypeError, ArgumentValueError, ReadError
+
+from ._io import END, CallerError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from lamina_interfaces import BytesLike
+
+    from ._body import ResponseBody
+    from ._stats import PoolStats
+
+S = TypeVar("S")
+
+FALLBACK_WRITE_BYTES = 64 * 1024
+"""After how many bytes a stream that cannot watch for an answer while it writes is asked whether one is there."""
+
+
+class StreamFace(Generic[S]):
+    """What `_io.Stream` asks for and needs no waiting."""
+
+    __slots__ = ("public",)
+
+    def __init__(self, stream: S) -> None:
+        self.public: Any = stream
+
+    @property
+    def is_watchful(self) -> bool:
+        return hasattr(self.public, "write_until_readable")
+
+    def get_extra_info(self, info: str) -> Any:
+        try:
+            return self.public.get_extra_info(info)
+        except Exception:  # noqa: BLE001 - a custom stream without the method, or with one that breaks its contract
+            return None
+
+
+def pieces_of(buffer: BytesLike) -> Iterator[tuple[int, bytes]]:
+    """The buffer in pieces, each with its place, for a stream that cannot watch for an answer while it writes."""
+    view = memoryview(buffer)
+    for start in range(0, len(view), FALLBACK_WRITE_BYTES):
+        # A copy: a stream written against the documents may treat what it is given as `bytes`.
+        yield start, bytes(view[start : start + FALLBACK_WRITE_BYTES])
+
+
+class PlainBody:
+    """A request's body, pulled from a plain iterable. Fulfils `_io.BodySource`, and never suspends."""
+
+    __slots__ = ("_is_ours", "_iterator", "_returned", "has_begun")
+
+    def __init__(self, iterable: Iterable[bytes]) -> None:
+        try:
+            self._iterator = iter(iterable)
+        except Exception as error:
+            raise CallerError(error) from error
+        # An iterator is used up with the request, and a generator's `finally` runs. A file stays the caller's own, to
+        # be read again or closed.
+        self._is_ours = not hasattr(iterable, "read")
+        self._returned: BytesLike | None = None
+        self.has_begun = False
+
+    async def next(self) -> Any:
+        self.has_begun = True
+        if self._returned is not None:
+            piece, self._returned = self._returned, None
+            return piece
+        try:
+            return next(self._iterator, END)
+        except Exception as error:
+            raise CallerError(error) from error
+
+    def put_back(self, piece: BytesLike) -> None:
+        self._returned = piece
+        self.has_begun = False
+
+    async def aclose(self) -> None:
+        close = getattr(self._iterator, "close", None) if self._is_ours else None
+        if close is not None:
+            try:
+                close()
+            except Exception as error:
+                raise CallerError(error) from error
+
+
+class Switched(Generic[S]):
+    """A stream after a switch of protocols, which begins with what has come of the new one already."""
+
+    def __init__(self, body: ResponseBody, leading: bytes) -> None:
+        self._body = body
+        self._stream: S = body.public_stream
+        self._leading = leading
+
+    def _take_leading(self, max_bytes: int | None) -> bytes:
+        if max_bytes is not None and max_bytes < 1:
+            raise ArgumentValueError(f"max_bytes must be at least 1, got {max_bytes}")
+        size = len(self._leading) if max_bytes is None else max_bytes
+        data, self._leading = self._leading[:size], self._leading[size:]
+        return data
+
+    def get_extra_info(self, info: str) -> Any:
+        """See `NetworkStream.get_extra_info`."""
+        if info == "is_readable" and self._leading:
+            return True
+        stream: Any = self._stream
+        return stream.get_extra_info(info)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} [{self._stream!r}]>"
+
+
+def untrusted_bytes() -> ReadError:
+    """The error for bytes that came before a handshake which begins now: somebody may have put them there."""
+    return ReadError("the peer sent bytes before the TLS handshake, which cannot be trusted", phase="tls")
+
+
+def check_backend(backend: object, kind: str) -> None:
+    """Raise `ArgumentTypeError` unless it is a backend, or `None`."""
+    if backend is not None and not hasattr(backend, "connect_tcp"):
+        raise ArgumentTypeError(f"network_backend must be a {kind}, not {type(backend).__name__}")
+
+
+def describe_pool(pool: object, stats: PoolStats) -> str:
+    """A pool's `repr`."""
+    requests = stats.active + stats.connecting
+    return (
+        f"<{type(pool).__name__} [Requests: {requests} active, {stats.queued} queued | "
+        f"Connections: {stats.active + stats.connecting} active, {stats.idle} idle]>"
+    )
