@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import trustme
 
+from dialect_worlds import WORLDS, World
 from lamina._demo_server import DemoServer
 
 HOSTS = ("localhost", "127.0.0.1", "www.example.com", "demo.test")
@@ -58,3 +59,9 @@ def no_names(monkeypatch: pytest.MonkeyPatch) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
+
+
+@pytest.fixture(params=WORLDS)
+def world(request: pytest.FixtureRequest) -> World:
+    """Threads with `lamina.sync`, or asyncio or trio with `lamina.aio`."""
+    return World(request.param)

@@ -3,6 +3,8 @@
 - Here: the names, and the table that says which layer has each of them. A layer is imported when one of its names is
   first used, so `import lamina` alone costs next to nothing.
 - `_api`: the functions that need no pool, `request` and `stream`, and names that only exist here.
+- `sync`, `aio`: the second dialect, a small client over network streams without `timeout=`, blocking and async. They
+  share `_dialect_models`, `_dialect_redirects` and `_dialect_faces`.
 - `__main__`, `_cli`, `_cli_arguments`, `_cli_report`, `_cli_output`, `_cli_waiting`: the command `lamina`, also
   `python -m lamina`. `_waterfall`: where the time of a request went, as text bars.
 - `demo`: all layers at work on loopback, `python -m lamina.demo`. `_demo_server` is what they talk to.
@@ -16,6 +18,13 @@ from ._version import __version__ as __version__
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
+    from lamina_async_backends import AnyIOBackend as AnyIOBackend
+    from lamina_async_backends import AnyIOStream as AnyIOStream
+    from lamina_async_backends import AsyncioBackend as AsyncioBackend
+    from lamina_async_backends import AsyncioStream as AsyncioStream
+    from lamina_async_backends import AutoBackend as AutoBackend
+    from lamina_async_backends import TrioBackend as TrioBackend
+    from lamina_async_backends import TrioStream as TrioStream
     from lamina_interfaces import ArgumentTypeError as ArgumentTypeError
     from lamina_interfaces import ArgumentValueError as ArgumentValueError
     from lamina_interfaces import AsyncInterruptibleWriter as AsyncInterruptibleWriter
@@ -38,6 +47,7 @@ if TYPE_CHECKING:
     from lamina_interfaces import NetworkStream as NetworkStream
     from lamina_interfaces import PoolClosed as PoolClosed
     from lamina_interfaces import PoolTimeout as PoolTimeout
+    from lamina_interfaces import PromptCloser as PromptCloser
     from lamina_interfaces import ProtocolError as ProtocolError
     from lamina_interfaces import ProxyError as ProxyError
     from lamina_interfaces import ReadError as ReadError
@@ -57,6 +67,7 @@ if TYPE_CHECKING:
     from lamina_mock import MockBackend as MockBackend
     from lamina_mock import MockStream as MockStream
     from lamina_pool import URL as URL
+    from lamina_pool import AsyncConnectionPool as AsyncConnectionPool
     from lamina_pool import ByteStream as ByteStream
     from lamina_pool import ConnectionPool as ConnectionPool
     from lamina_pool import ContentTypes as ContentTypes
@@ -75,6 +86,8 @@ if TYPE_CHECKING:
     from lamina_timeouts import TimeoutStateError as TimeoutStateError
     from lamina_timeouts import timeout as timeout
 
+    from . import aio as aio
+    from . import sync as sync
     from ._api import SOCKET_OPTION as SOCKET_OPTION
     from ._api import request as request
     from ._api import stream as stream
@@ -82,14 +95,20 @@ if TYPE_CHECKING:
 __all__ = [
     "SOCKET_OPTION",
     "URL",
+    "AnyIOBackend",
+    "AnyIOStream",
     "ArgumentTypeError",
     "ArgumentValueError",
+    "AsyncConnectionPool",
     "AsyncInterruptibleWriter",
     "AsyncMockBackend",
     "AsyncMockStream",
     "AsyncNetworkBackend",
     "AsyncNetworkStream",
     "AsyncResolver",
+    "AsyncioBackend",
+    "AsyncioStream",
+    "AutoBackend",
     "BackendNotFound",
     "ByteStream",
     "ConcurrencyError",
@@ -116,6 +135,7 @@ __all__ = [
     "PoolStats",
     "PoolTimeout",
     "PooledConnection",
+    "PromptCloser",
     "ProtocolError",
     "Proxy",
     "ProxyError",
@@ -132,22 +152,32 @@ __all__ = [
     "TimeoutException",
     "TimeoutStateError",
     "TimingSpan",
+    "TrioBackend",
+    "TrioStream",
     "UnsupportedProtocol",
     "WriteError",
     "WriteTimeout",
     "__version__",
+    "aio",
     "default_backend",
     "default_ssl_context",
     "load_backend",
     "request",
     "stream",
+    "sync",
     "timeout",
 ]
 
 # What is not in the table comes from `lamina_interfaces`.
 _HOMES = {
+    "AnyIOBackend": "lamina_async_backends",
+    "AnyIOStream": "lamina_async_backends",
+    "AsyncConnectionPool": "lamina_pool",
     "AsyncMockBackend": "lamina_mock",
     "AsyncMockStream": "lamina_mock",
+    "AsyncioBackend": "lamina_async_backends",
+    "AsyncioStream": "lamina_async_backends",
+    "AutoBackend": "lamina_async_backends",
     "ByteStream": "lamina_pool",
     "ConnectionPool": "lamina_pool",
     "ContentTypes": "lamina_pool",
@@ -166,6 +196,8 @@ _HOMES = {
     "SyncBackend": "lamina_sync_backend",
     "SyncStream": "lamina_sync_backend",
     "TimeoutStateError": "lamina_timeouts",
+    "TrioBackend": "lamina_async_backends",
+    "TrioStream": "lamina_async_backends",
     "URL": "lamina_pool",
     "default_ssl_context": "lamina_pool",
     "request": "lamina._api",
@@ -173,13 +205,34 @@ _HOMES = {
     "timeout": "lamina_timeouts",
 }
 
-_EXTRAS = {"lamina_mock": "mock"}
+# Which extra brings a name: what `pip install lamina` does not.
+_EXTRAS = {
+    "AnyIOBackend": "anyio",
+    "AnyIOStream": "anyio",
+    "AsyncMockBackend": "mock",
+    "AsyncMockStream": "mock",
+    "AsyncioBackend": "asyncio",
+    "AsyncioStream": "asyncio",
+    "AutoBackend": "asyncio",
+    "MockBackend": "mock",
+    "MockStream": "mock",
+    "TrioBackend": "trio",
+    "TrioStream": "trio",
+}
 
-# Names of httpcore 1.0 whose time is yet to come: proxies, connections without a pool, and all that is async.
+# What an extra brings, as modules.
+_BRINGS = {
+    "anyio": ("lamina_async_backends", "anyio"),
+    "asyncio": ("lamina_async_backends",),
+    "mock": ("lamina_mock",),
+    "trio": ("lamina_async_backends", "trio"),
+}
+
+_SUBMODULES = frozenset({"aio", "sync"})
+
+# Names of httpcore 1.0 whose time is yet to come: proxies, and connections without a pool.
 _LATER = frozenset({
-    "AnyIOBackend",
     "AsyncConnectionInterface",
-    "AsyncConnectionPool",
     "AsyncHTTP11Connection",
     "AsyncHTTP2Connection",
     "AsyncHTTPConnection",
@@ -191,7 +244,6 @@ _LATER = frozenset({
     "HTTPConnection",
     "HTTPProxy",
     "SOCKSProxy",
-    "TrioBackend",
 })  # fmt: skip
 
 # Hidden from type checkers, which would take it as leave to use any name at all, and need the list as it stands.
@@ -205,28 +257,33 @@ if not TYPE_CHECKING:
             return _installed_names()
         if name in _LATER:
             raise AttributeError(f"lamina {__version__} has no {name} yet; a later version will")
+        if name in _SUBMODULES:
+            return _import_module(f"{__name__}.{name}")
         if name not in _NAMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        home = _HOMES.get(name, "lamina_interfaces")
+        home, extra = _HOMES.get(name, "lamina_interfaces"), _EXTRAS.get(name)
         try:
-            module = _import_module(home)
-        except ModuleNotFoundError as error:
-            if error.name != home:
-                raise
-            extra = _EXTRAS.get(home)
-            wanted = home.replace("_", "-")
+            value = getattr(_import_module(home), name)
+        except ImportError as error:
+            package = home.replace("_", "-")
+            if error.name == home:
+                where = f"is in the package {package}"
+            elif error.name in _BRINGS.get(extra, ()):
+                where = f"needs {error.name}"
+            else:
+                raise  # all of it is there, and its own words are better than ours
             # An AttributeError would let `from lamina import …` replace this text by one of its own.
             raise ImportError(
-                f"lamina.{name} is in the package {wanted}, which is not installed; "
-                f"install it with: pip install {wanted if extra is None else f'lamina[{extra}]'}",
-                name=home,
+                f"lamina.{name} {where}, which is not installed; "
+                f"install it with: pip install {package if extra is None else f'lamina[{extra}]'}",
+                name=error.name,
             ) from error
-        value = globals()[name] = getattr(module, name)
+        globals()[name] = value
         return value
 
     def _installed_names() -> list[str]:
-        missing = {home for home in _EXTRAS if not _is_installed(home)}
-        return sorted(name for name in _NAMES if _HOMES.get(name) not in missing)
+        missing = {extra for extra, modules in _BRINGS.items() if not all(map(_is_installed, modules))}
+        return sorted(name for name in _NAMES if _EXTRAS.get(name) not in missing)
 
     def _is_installed(module: str) -> bool:
         from importlib.util import find_spec
