@@ -4,6 +4,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
+from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.ext import napoleon
@@ -58,12 +59,19 @@ PACKAGES = [
     "lamina",
     "lamina_async_backends",
     "lamina_interfaces",
+    "lamina_interfaces.connecting",
     "lamina_interfaces.dialing",
+    "lamina_interfaces.resolving",
+    "lamina_interfaces.sockets",
     "lamina_interfaces.tls",
+    "lamina_interfaces.translation",
     "lamina_mock",
     "lamina_pool",
     "lamina_sync_backend",
     "lamina_timeouts",
+    # Last: some of their names are those of the first dialect, which others mean.
+    "lamina.aio",
+    "lamina.sync",
 ]
 
 
@@ -122,6 +130,12 @@ def show_arguments_once(_app: Any, _what: Any, _name: str, member: Any, *_: Any)
     return ("", None) if repeats and member is not lamina.LaminaError else None
 
 
+def search_in_order(_app: Any, doctree: Any) -> None:
+    """Leave a name in a signature that several packages have to `link_across_packages`, which knows their order."""
+    for node in doctree.findall(pending_xref):
+        node.attributes.pop("refspecific", None)
+
+
 def link_across_packages(app: Sphinx, env: BuildEnvironment, node: Any, text: Any) -> Any:
     """Find a name that a docstring gives without the package that holds it."""
     domain = env.domains.python_domain
@@ -136,6 +150,7 @@ def setup(app: Sphinx) -> None:
     read_private_modules()
     napoleon.GoogleDocstring = Docstring
     app.connect("env-check-consistency", check_that_nothing_is_missing)
+    app.connect("doctree-read", search_in_order)
     app.connect("missing-reference", link_across_packages)
     app.connect("autodoc-process-signature", show_arguments_once)
     app.connect("autodoc-skip-member", skip_fields_of_tuples)

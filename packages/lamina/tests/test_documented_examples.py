@@ -1,4 +1,4 @@
-"""Examples for httpcore's network backends, run as they stand, with lamina in its place.
+"""Examples for httpcore's network backends, blocking and async, run as they stand, with lamina in its place.
 
 Each runs in a process of its own, as a script. The only thing that is not as in the wild is the name look-up: it
 leads every host and port to a server here, whose certificate the process trusts through `SSL_CERT_FILE`.
@@ -19,7 +19,7 @@ import pytest
 
 RUN = """
 import socket, sys, types
-import lamina, lamina_interfaces
+import lamina
 
 script, port = sys.argv[1], int(sys.argv[2])
 
@@ -38,10 +38,7 @@ def trusting(protocol):
 asked = []
 socket.getaddrinfo = look_up
 sys.modules["httpcore"] = lamina
-# The second dialect, as far as its names exist.
-sys.modules["httpx"] = types.SimpleNamespace(
-    NetworkBackend=lambda: lamina_interfaces.interface_from_backend(lamina.SyncBackend()), timeout=lamina.timeout
-)
+sys.modules["httpx"] = lamina.sync
 sys.modules["truststore"] = types.SimpleNamespace(SSLContext=trusting)
 names = {"__name__": "__main__"}
 exec(compile(open(script, encoding="utf-8").read(), script, "exec"), names)
@@ -122,6 +119,32 @@ while True:
 #
 # b'HTTP/1.1 200 OK\\r\\nAge: 600005\\r\\n [...] Content-Length: 1256\\r\\nConnection: close\\r\\n\\r\\n'
 # b'<!doctype html>\\n<html>\\n<head>\\n    <title>Example Domain</title> [...] </html>\\n'
+"""
+
+ANYIO_BACKEND = """\
+import httpcore
+import asyncio
+
+async def main():
+    network_backend = httpcore.AnyIOBackend()
+    async with httpcore.AsyncConnectionPool(network_backend=network_backend) as http:
+        response = await http.request('GET', 'https://www.example.com')
+        print(response)
+
+asyncio.run(main())
+"""
+
+TRIO_BACKEND = """\
+import httpcore
+import trio
+
+async def main():
+    network_backend = httpcore.TrioBackend()
+    async with httpcore.AsyncConnectionPool(network_backend=network_backend) as http:
+        response = await http.request('GET', 'https://www.example.com')
+        print(response)
+
+trio.run(main)
 """
 
 MOCK_BACKEND = """\
@@ -219,7 +242,7 @@ with open("network-recording", "wb") as record_file:
         print(response)
 """
 
-# Of the second dialect, whose other names come with `lamina.sync`.
+# Of the second dialect.
 SENDING_HTTP_REQUESTS = """\
 import httpx
 import ssl
@@ -258,6 +281,15 @@ EXAMPLES = {
     "a request over a raw stream": Example(
         RAW_REQUEST, (r"b'HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n",)
     ),
+    "the backend for anyio, under asyncio": Example(ANYIO_BACKEND, ("<Response [200]>",)),
+    # What its text says of it: "will work when running under either `asyncio` or `trio`".
+    "the backend for anyio, under trio": Example(
+        ANYIO_BACKEND.replace("import asyncio", "import trio").replace(
+            "asyncio.run(main())", "trio.run(main)"
+        ),
+        ("<Response [200]>",),
+    ),
+    "the backend for trio": Example(TRIO_BACKEND, ("<Response [200]>",)),
     "a mock backend": Example(MOCK_BACKEND, ("b'HTTP/1.1'", "200", "b'Hello, world!'"), asked=()),
     "a recording backend": Example(
         RECORDING_BACKEND, ("<Response [200]>",), files=(("network-recording", ANSWER),)

@@ -6,19 +6,20 @@ import importlib.util
 import inspect
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 import lamina
+import lamina_async_backends
 import lamina_interfaces
 import lamina_pool
 import lamina_sync_backend
 import lamina_timeouts
 from lamina._demo_server import DemoServer
 
-# Of httpcore 1.0.9, those that belong to blocking HTTP/1.1 without a proxy.
+# Of httpcore 1.0.9, those that belong to HTTP/1.1 over a pool, without a proxy.
 NAMES_OF_HTTPCORE = [
     "request",
     "stream",
@@ -28,7 +29,10 @@ NAMES_OF_HTTPCORE = [
     "Response",
     "Proxy",
     "ConnectionPool",
+    "AsyncConnectionPool",
     "SyncBackend",
+    "AnyIOBackend",
+    "TrioBackend",
     "AsyncMockBackend",
     "AsyncMockStream",
     "MockBackend",
@@ -70,21 +74,48 @@ PARENTS = {
 }
 
 
+BY_PACKAGE = {
+    "lamina_mock": ("AsyncMockBackend", "AsyncMockStream", "MockBackend", "MockStream"),
+    "lamina_async_backends": (
+        "AnyIOBackend",
+        "AnyIOStream",
+        "AsyncioBackend",
+        "AsyncioStream",
+        "AutoBackend",
+        "TrioBackend",
+        "TrioStream",
+    ),
+    "anyio": ("AnyIOBackend", "AnyIOStream"),
+    "trio": ("TrioBackend", "TrioStream"),
+}
+"""What an installation without it lacks."""
+
+
 @pytest.fixture
-def without_mock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if lamina-mock were not installed."""
-    for name in [name for name in sys.modules if name.partition(".")[0] == "lamina_mock"]:
-        monkeypatch.delitem(sys.modules, name)
-    for name in lamina.__all__:
-        if "Mock" in name:
-            monkeypatch.delitem(vars(lamina), name, raising=False)
+def without(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Makes as if a package were not installed."""
 
-    class Absent:
-        def find_spec(self, name: str, path: object = None, target: object = None) -> None:
-            if name == "lamina_mock":
-                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    def remove(package: str) -> None:
+        layer = "lamina_mock" if package == "lamina_mock" else "lamina_async_backends"
+        for name in BY_PACKAGE[layer]:
+            getattr(lamina, name)  # so that all is there, and comes back afterwards
+            monkeypatch.delitem(vars(lamina), name)
+        for name in [name for name in sys.modules if name.partition(".")[0] in {layer, package}]:
+            monkeypatch.delitem(sys.modules, name)
+        find_spec = importlib.util.find_spec
 
-    monkeypatch.setattr(sys, "meta_path", [Absent(), *sys.meta_path])
+        class Absent:
+            def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+                if name == package:
+                    raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+        monkeypatch.setattr(sys, "meta_path", [Absent(), *sys.meta_path])
+        # It asks the finders, which here raise; an installation without the package just finds nothing.
+        monkeypatch.setattr(
+            importlib.util, "find_spec", lambda name: None if name == package else find_spec(name)
+        )
+
+    return remove
 
 
 @pytest.mark.parametrize("name", NAMES_OF_HTTPCORE)
@@ -99,7 +130,9 @@ def test_an_exception_stands_where_httpcore_has_it(name: str, parent: str) -> No
 
 
 @pytest.mark.parametrize(
-    "module", [lamina_pool, lamina_sync_backend, lamina_timeouts], ids=lambda module: module.__name__
+    "module",
+    [lamina_async_backends, lamina_pool, lamina_sync_backend, lamina_timeouts],
+    ids=lambda module: module.__name__,
 )
 def test_a_layer_is_here_with_all_that_it_has(module: object) -> None:
     names = [name for name in module.__all__ if name != "__version__"]  # type: ignore[attr-defined] # of a module
@@ -149,34 +182,46 @@ def test_an_unknown_name_is_refused_as_usual() -> None:
     assert not hasattr(lamina, "Nonsense")
 
 
-@pytest.mark.usefixtures("without_mock")
-def test_a_name_whose_package_is_absent_says_what_to_install() -> None:
-    with pytest.raises(
-        ImportError, match=r"lamina-mock, which is not installed; .* pip install lamina\[mock\]"
-    ):
-        lamina.MockBackend  # noqa: B018 - that is the test
+WHAT_TO_INSTALL = [
+    ("lamina_mock", "MockBackend", "is in the package lamina-mock", "lamina[mock]"),
+    ("lamina_async_backends", "AsyncioBackend", "is in the package lamina-async-backends", "lamina[asyncio]"),
+    ("lamina_async_backends", "AutoBackend", "is in the package lamina-async-backends", "lamina[asyncio]"),
+    ("lamina_async_backends", "AnyIOBackend", "is in the package lamina-async-backends", "lamina[anyio]"),
+    ("lamina_async_backends", "TrioStream", "is in the package lamina-async-backends", "lamina[trio]"),
+    ("anyio", "AnyIOBackend", "needs anyio", "lamina[anyio]"),
+    ("trio", "TrioBackend", "needs trio", "lamina[trio]"),
+]
+
+
+@pytest.mark.parametrize(("package", "name", "where", "install"), WHAT_TO_INSTALL)
+def test_a_name_whose_package_is_absent_says_what_to_install(
+    package: str, name: str, where: str, install: str, without: Callable[[str], None]
+) -> None:
+    without(package)
+    with pytest.raises(ImportError) as caught:
+        getattr(lamina, name)
+    text = f"lamina.{name} {where}, which is not installed; install it with: pip install {install}"
+    assert (str(caught.value), caught.value.name) == (text, package)
     with pytest.raises(ImportError, match="pip install"):
-        exec("from lamina import MockBackend")  # noqa: S102 - a constant
+        exec(f"from lamina import {name}")  # noqa: S102 - a constant
 
 
-@pytest.mark.usefixtures("without_mock")
-def test_the_listing_leaves_out_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    # `find_spec` asks the finders, which here raise; an installation without the package just finds nothing.
-    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path[1:]])
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "ConnectionPool" in dir(lamina)
-    assert "MockBackend" not in dir(lamina)
+@pytest.mark.parametrize("package", BY_PACKAGE)
+def test_the_listing_leaves_out_what_is_not_installed(package: str, without: Callable[[str], None]) -> None:
+    everything = set(lamina.__all__)
+    without(package)
+    assert everything - set(lamina.__all__) == set(BY_PACKAGE[package])
+    assert set(lamina.__all__) <= set(dir(lamina))
     assert [name for name in dir(lamina) if not hasattr(lamina, name)] == []
 
 
-@pytest.mark.usefixtures("without_mock")
-def test_a_star_import_takes_what_is_installed() -> None:
+@pytest.mark.parametrize("package", BY_PACKAGE)
+def test_a_star_import_takes_what_is_installed(package: str, without: Callable[[str], None]) -> None:
+    without(package)
     names: dict[str, object] = {}
     exec("from lamina import *", names)  # noqa: S102 - a constant
     assert names["ConnectionPool"] is lamina.ConnectionPool
-    assert "MockBackend" not in names
-    assert "MockBackend" not in lamina.__all__
-    assert set(lamina.__all__) <= set(dir(lamina))
+    assert set(BY_PACKAGE[package]).isdisjoint(names)
 
 
 def test_a_star_import_takes_everything() -> None:
@@ -184,12 +229,11 @@ def test_a_star_import_takes_everything() -> None:
     exec("from lamina import *", names)  # noqa: S102 - a constant
     assert {name for name in names if name != "__builtins__"} == set(lamina.__all__)
     assert names["MockBackend"] is lamina.MockBackend
+    assert names["TrioBackend"] is lamina.TrioBackend
 
 
 NAMES_TO_COME = [
-    "AnyIOBackend",
     "AsyncConnectionInterface",
-    "AsyncConnectionPool",
     "AsyncHTTP11Connection",
     "AsyncHTTP2Connection",
     "AsyncHTTPConnection",
@@ -201,7 +245,6 @@ NAMES_TO_COME = [
     "HTTPConnection",
     "HTTPProxy",
     "SOCKSProxy",
-    "TrioBackend",
 ]
 
 

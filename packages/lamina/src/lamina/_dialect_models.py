@@ -11,10 +11,16 @@ from collections.abc import AsyncIterable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 from lamina_interfaces import ArgumentTypeError
-from lamina_pool import URL, ByteStream, ContentTypes, HeaderTypes, ResponseStateError
+from lamina_pool import (
+    URL,
+    ByteStream,
+    ContentTypes,
+    HeaderTypes,
+    ResponseStateError,
+    build_request,
+    enforce_headers,
+)
 from lamina_pool import Request as PoolRequest
-from lamina_pool._checks import build_request
-from lamina_pool._models import enforce_headers
 
 if TYPE_CHECKING:
     from lamina_pool import Extensions

@@ -1,9 +1,9 @@
 """All the layers at work, on this machine alone: `python -m lamina.demo`.
 
-Starts a server on loopback, sends real requests through each layer, prints a table of what came of them and a
-waterfall of where the time of one went, and ends by itself within seconds. The exit code is 1 if anything is not as
-it should be. The rows with TLS need the package trustme, which makes a certificate for this one run, and the last one
-lamina-mock; where one of them is not installed, its rows are left out.
+Starts a server on loopback and sends real requests through each layer. Prints a table of what came of them, one of the
+same requests on every backend, and a waterfall of where the time of one went; ends by itself within seconds. The exit
+code is 1 if anything is not as it should be. What needs a package that is not installed is left out, and says so: TLS
+needs trustme, which makes a certificate for this one run.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import lamina
 
+from ._demo_backends import CONTENDERS, LIMIT, Contender, Scene
 from ._demo_server import DemoServer
 from ._waterfall import draw, spans_of
 
@@ -41,7 +42,10 @@ MOCK = "lamina[mock]"
 """What some rows need, as one writes it after `pip install`."""
 
 COLUMNS = (39, 46, 11, 8)
-"""Of the table: what, result, connections, milliseconds."""
+"""Of the first table: what, result, connections, milliseconds."""
+
+BACKEND_COLUMNS = (33, 8, 6, 6, 9, 19, 23)
+"""Of the second one: backend, requests, milliseconds for one in three ways, and what came of two that were ended."""
 
 
 class DemoResolver(lamina.Resolver):
@@ -92,6 +96,10 @@ class Stage:
         if row.needs == TRUSTME:
             return "" if self.secure is not None else TRUSTME
         return row.needs if row.needs and not _is_installed("lamina_mock") else ""
+
+    def scene(self) -> Scene:
+        """What the backends have to know."""
+        return Scene(self.url, self.trusting, DemoResolver())
 
     def pool(self, **options: Any) -> lamina.ConnectionPool:
         """A pool that knows the host and trusts the certificate."""
@@ -316,7 +324,7 @@ ROWS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run every row, print what came of it, and draw the waterfall.
+    """Run every row and every backend, print what came of it, and draw the waterfall.
 
     Args:
         arguments: the command line without the command, or `None` for the process's own; there are no options.
@@ -341,11 +349,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stage = _prepare(stack)
         failures = sum(not _show(row, stage) for row in ROWS)
         print()
+        failures += _show_backends(stage)
+        print()
         _show_waterfall(stage)
-    verdict = (
-        f"{failures} of {len(ROWS)} rows are not as they should be" if failures else "all as it should be"
-    )
-    left_out = sum(bool(stage.missing(row)) for row in ROWS)
+    rows = len(ROWS) + len(CONTENDERS)
+    verdict = f"{failures} of {rows} rows are not as they should be" if failures else "all as it should be"
+    left_out = sum(bool(stage.missing(row)) for row in ROWS) + sum(map(_is_left_out, CONTENDERS))
     if left_out:
         verdict += f"; {left_out} left out"
     print(f"\n{verdict}")
@@ -402,6 +411,46 @@ def _print_line(what: str, result: str, connections: str, milliseconds: str) -> 
     if len(result) > second:
         result = result[: second - 1] + "…"
     print(f"{what:<{first}}  {result:<{second}}  {connections:>{third}}  {milliseconds:>{fourth}}")
+
+
+def _show_backends(stage: Stage) -> int:
+    """The same on each of them; how many were not as they should be."""
+    first, second, *ways = BACKEND_COLUMNS[:5]
+    above = " ms for one request ".center(sum(ways) + 2 * len("  "), "─")
+    print(" " * (first + second + 2 * len("  ")) + above)
+    _print_cells(
+        "the same on every backend", "requests", "plain", "TLS", "8 at once", f"timeout({LIMIT})", "cancelled"
+    )
+    print("  ".join("─" * width for width in BACKEND_COLUMNS))
+    return sum(not _show_backend(contender, stage.scene()) for contender in CONTENDERS)
+
+
+def _show_backend(contender: Contender, scene: Scene) -> bool:
+    if _is_left_out(contender):
+        print(f"{contender.name:<{BACKEND_COLUMNS[0]}}  left out: needs pip install {contender.install}")
+        return True
+    try:
+        found = contender.run(scene)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the table says it and goes on
+        print(f"{contender.name:<{BACKEND_COLUMNS[0]}}  !! {type(error).__name__}: {error}")
+        return False
+    times = (
+        "-" if each is None else f"{each * 1000:.2f}" for each in (found.plain, found.tls, found.at_once)
+    )
+    wrong = f" {found.wrong} wrong" if found.wrong else ""
+    mark = "" if found.as_expected else f"!!{wrong} "
+    _print_cells(contender.name, str(found.requests), *times, mark + found.deadline, found.cancelled)
+    return found.as_expected
+
+
+def _print_cells(*cells: str) -> None:
+    """A line of the second table: numbers to the right, words to the left."""
+    aligned = zip(cells, BACKEND_COLUMNS, "<>>>><<", strict=True)
+    print("  ".join(f"{cell:{side}{width}}" for cell, width, side in aligned).rstrip())
+
+
+def _is_left_out(contender: Contender) -> bool:
+    return not all(map(_is_installed, contender.modules))
 
 
 def _show_waterfall(stage: Stage) -> None:

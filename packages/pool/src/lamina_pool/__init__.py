@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 from ._blocking import ConnectionPool as ConnectionPool
+from ._checks import build_request as build_request
 from ._models import ByteStream as ByteStream
 from ._models import ContentTypes as ContentTypes
 from ._models import Extensions as Extensions
@@ -20,6 +21,7 @@ from ._models import Proxy as Proxy
 from ._models import Request as Request
 from ._models import Response as Response
 from ._models import ResponseStateError as ResponseStateError
+from ._models import enforce_headers as enforce_headers
 from ._ssl import default_ssl_context as default_ssl_context
 from ._stats import PooledConnection as PooledConnection
 from ._stats import PoolStats as PoolStats
@@ -44,7 +46,9 @@ __all__ = [
     "Response",
     "ResponseStateError",
     "__version__",
+    "build_request",
     "default_ssl_context",
+    "enforce_headers",
 ]
 
 for _name in __all__:

@@ -389,6 +389,8 @@ def build_request(
 ) -> Request:
     """Make a request as `ConnectionPool.request` does: with the headers that HTTP demands added.
 
+    The arguments are those of `ConnectionPool.request`.
+
     Raises:
         ArgumentTypeError: an argument has the wrong type.
         InvalidURL: the URL cannot be taken apart.

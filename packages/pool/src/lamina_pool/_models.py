@@ -404,7 +404,11 @@ def _basic(user: bytes, password: bytes) -> bytes:
 
 
 def enforce_headers(value: HeaderTypes, name: str) -> list[Header]:
-    """Bring headers into a new list of pairs of bytes.
+    """Bring headers into a new list of pairs of bytes. Whether they may be sent is not decided here.
+
+    Args:
+        value: a mapping, pairs, or `None`; names and values as bytes or ASCII text.
+        name: what they are called in errors.
 
     Raises:
         ArgumentTypeError: they are no mapping or sequence of pairs, or something in them is no bytes or ASCII

@@ -107,6 +107,7 @@ class Claim:
                 if connection is not None:
                     connection.abort()
         pool._step(pool._scheduler.release, waiter, pool._now(), reusable=reusable, idle_seconds=idle_seconds)
+        pool._sleepers.pop(waiter, None)  # where an interrupt kept it from falling asleep
         self.is_open = False
         self.connection = None
 
@@ -348,7 +349,7 @@ class Pool:
     ) -> HTTP11Connection:
         """Wait for the scheduler's answer, and do what it says."""
         waiter = claim.waiter
-        if waiter.state is WaiterState.PARKED:
+        if waiter in self._sleepers:  # perhaps served already: by the closing of an idle connection
             await self._sleep_until_served(waiter, limit)
         if waiter.state is WaiterState.DIALLING:
             await self._dialler.dial(claim, request, timeouts)
