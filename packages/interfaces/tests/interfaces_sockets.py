@@ -6,6 +6,7 @@ import os
 import select
 import socket
 import threading
+from contextlib import ExitStack, contextmanager
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from lamina_interfaces.connecting import Dial, UnixDial
 
-PATIENCE = 10.0
+PATIENCE = 20.0
 """Seconds after which something that should happen at once counts as not happening."""
 
 
@@ -53,11 +54,16 @@ def address_of(listener: socket.socket) -> ResolvedAddress:
     return ResolvedAddress(listener.family, listener.getsockname())
 
 
-def refusing_address() -> ResolvedAddress:
-    """A port of loopback where nobody listens, and that nobody is given soon."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return ResolvedAddress(socket.AF_INET, sock.getsockname())
+@contextmanager
+def refusing_addresses(count: int) -> Iterator[list[ResolvedAddress]]:
+    """Ports of loopback where nobody listens, and that nobody else is given meanwhile."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for sock in sockets:
+            # So that a test may bind its own end to it.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(("127.0.0.1", 0))
+        yield [address_of(sock) for sock in sockets]
 
 
 class SelectBell:
@@ -108,6 +114,11 @@ class Answers(Resolver):
             raise answer
         found: Sequence[ResolvedAddress] = answer
         return found
+
+
+def wait_until_ended(sock: socket.socket) -> None:
+    """Wait for an attempt to connect. Even on loopback it may take a moment."""
+    assert select.select([], [sock], [], PATIENCE)[1], "it does not end"
 
 
 def connected(dial: Dial | UnixDial) -> socket.socket:

@@ -20,8 +20,9 @@ from interfaces_sockets import (
     connected,
     listening,
     open_fds,
-    refusing_address,
+    refusing_addresses,
     until,
+    wait_until_ended,
 )
 from lamina_interfaces import (
     ArgumentTypeError,
@@ -82,13 +83,13 @@ def path(tmp_path: Path) -> str:
 
 
 def dial_to(
-    host: str, port: int, clock: Any = monotonic, timeout: float | None = 5, resolver: Any = AWAITED, **options: Any
+    host: str, port: int, clock: Any = monotonic, timeout: float | None = 30, resolver: Any = AWAITED, **options: Any
 ) -> Dial:  # fmt: skip
     limit = Limit(timeout, clock, "connect")
     return Dial(host, port, limit=limit, clock=clock, resolver=resolver, **options)
 
 
-def unix_dial(path: str, clock: Any = monotonic, timeout: float | None = 5, **options: Any) -> UnixDial:
+def unix_dial(path: str, clock: Any = monotonic, timeout: float | None = 30, **options: Any) -> UnixDial:
     return UnixDial(path, limit=Limit(timeout, clock, "connect"), clock=clock, **options)
 
 
@@ -166,12 +167,13 @@ def test_options_are_set_before_connecting_and_the_callers_come_last(
 
 def test_a_socket_that_connected_to_itself_is_no_connection() -> None:
     """D08."""
-    address = refusing_address()
-    dial = dial_to("127.0.0.1", address.sockaddr[1])
-    dial._local_address = address  # with our end bound to the very port, it is certain rather than rare
-    with pytest.raises(ConnectError) as caught:
-        connected(dial)
-    dial.close()
+    with refusing_addresses(1) as [address]:
+        reuse = (socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        dial = dial_to("127.0.0.1", address.sockaddr[1], options=[reuse])
+        dial._local_address = address  # with our end bound to the very port, it is certain rather than rare
+        with pytest.raises(ConnectError) as caught:
+            connected(dial)
+        dial.close()
     assert caught.value.errno == errno.ECONNREFUSED
 
 
@@ -268,10 +270,12 @@ SERVFAIL = socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resoluti
     ("v6", "v4", "reason"),
     [
         (NXDOMAIN, NXDOMAIN, "Name or service not known"),
+        (SERVFAIL, SERVFAIL, "Temporary failure"),
         (NXDOMAIN, SERVFAIL, "Temporary failure"),
         (SERVFAIL, NXDOMAIN, "Temporary failure"),
         ((), (), "it has no address"),
         ((), NXDOMAIN, "Name or service not known"),
+        (OSError("no network"), (), "no network"),
         (RuntimeError("broken resolver"), (), "broken resolver"),
         (None, (), "NoneType"),
         ([("nonsense",)], (), ""),
@@ -317,6 +321,7 @@ def test_the_next_address_has_its_turn_and_the_first_to_connect_wins(
         assert dial.wake_at == (None if started == 3 else clock.now + ATTEMPT_DELAY)
         clock.sleep(ATTEMPT_DELAY)
     losers = [dial.pending[0], dial.pending[1]]
+    wait_until_ended(dial.pending[2])
     assert dial.ended(2)
     assert dial.ended(0), "late, and it changes nothing"
     sock = dial.advance()
@@ -333,12 +338,12 @@ def test_the_next_address_has_its_turn_and_the_first_to_connect_wins(
 
 def test_every_address_that_failed_is_listed() -> None:
     """D05: in the order of trying, with errno."""
-    first, second = refusing_address(), refusing_address()
     dial = dial_to("host.example", 80)
     dial.found(V6, [])
-    dial.found(V4, [first, second])
-    with pytest.raises(ConnectError, match=r"could not connect to host.example:80") as caught:
-        connected(dial)
+    with refusing_addresses(2) as [first, second]:
+        dial.found(V4, [first, second])
+        with pytest.raises(ConnectError, match=r"could not connect to host.example:80") as caught:
+            connected(dial)
     dial.close()
     assert [(attempt.address, attempt.errno) for attempt in caught.value.attempts] == [
         (f"127.0.0.1:{address.sockaddr[1]}", errno.ECONNREFUSED) for address in (first, second)
@@ -360,6 +365,26 @@ def test_a_limit_that_has_passed_while_names_are_looked_up(clock: VirtualClock) 
         dial.advance()
     error = caught.value
     assert (error.phase, error.limit, error.elapsed, error.attempts) == ("dns", 2, 2, ())
+
+
+def test_a_time_out_names_the_look_up_that_was_waited_for(clock: VirtualClock) -> None:
+    """The addresses of one family have all refused, and the other family's have not come."""
+    dial = dial_to("host.example", 80, clock, timeout=2)
+    with refusing_addresses(1) as [address]:
+        dial.found(V4, [address])
+        clock.sleep(RESOLUTION_DELAY)
+        assert dial.advance() is None
+        assert dial.limit.phase == "connect"
+        wait_until_ended(dial.pending[0])
+        assert not dial.ended(0)
+    assert dial.advance() is None
+    assert dial.limit.phase == "dns"
+    clock.sleep(2)
+    with pytest.raises(ConnectTimeout, match="looking up the name") as caught:
+        dial.advance()
+    assert caught.value.phase == "dns"
+    assert [attempt.errno for attempt in caught.value.attempts] == [errno.ECONNREFUSED]
+    dial.close()
 
 
 @pytest.mark.parametrize(("waited", "error"), [(2, DeadlineExceeded), (1, ConnectError)])
@@ -410,6 +435,7 @@ def test_what_has_connected_in_time_counts_even_when_the_limit_has_passed_since(
 ) -> None:
     dial = dial_to("127.0.0.1", listener.getsockname()[1], clock, timeout=1)
     assert dial.advance() is None
+    wait_until_ended(dial.pending[0])
     clock.sleep(2)
     assert dial.ended(0)
     assert dial.advance() is not None
@@ -467,11 +493,20 @@ def test_a_wait_that_a_deadlines_block_has_cancelled_leaves_the_attempts_with_it
 BAD_ARGUMENTS: list[tuple[dict[str, Any], type[Exception]]] = [
     ({"host": ""}, ArgumentValueError),
     ({"host": "a\0b"}, ArgumentValueError),
+    ({"host": "a\r\nb"}, ArgumentValueError),
+    ({"host": "a" * 64}, ArgumentValueError),
     ({"host": b"host"}, ArgumentTypeError),
     ({"host": "example.com:80"}, ArgumentValueError),
+    ({"host": "127.0.0.1:80"}, ArgumentValueError),
+    ({"host": "1::2::3"}, ArgumentValueError),
+    ({"host": ":"}, ArgumentValueError),
     ({"port": 0}, ArgumentValueError),
+    ({"port": -1}, ArgumentValueError),
     ({"port": 65536}, ArgumentValueError),
     ({"port": "80"}, ArgumentTypeError),
+    ({"timeout": -1}, ArgumentValueError),
+    ({"timeout": float("nan")}, ArgumentValueError),
+    ({"timeout": "1"}, ArgumentTypeError),
     ({"local_address": "host.example"}, ArgumentValueError),
     ({"local_address": ""}, ArgumentValueError),
     ({"local_address": 1}, ArgumentTypeError),
@@ -481,7 +516,11 @@ BAD_ARGUMENTS: list[tuple[dict[str, Any], type[Exception]]] = [
     ({"options": [(1, 2, "x")]}, ArgumentTypeError),
     ({"options": [(1, 2, None)]}, ArgumentTypeError),
     ({"options": [(1, 2, 3, 4)]}, ArgumentTypeError),
+    ({"options": [("1", 2, 3)]}, ArgumentTypeError),
+    ({"options": [(1, "x", 1)]}, ArgumentTypeError),
+    ({"options": [(1, 2, object())]}, ArgumentTypeError),
     ({"options": [(1, 2, 2**80)]}, ArgumentValueError),
+    ({"options": [(1, 2**80, 1)]}, ArgumentValueError),
 ]
 
 
@@ -499,7 +538,7 @@ def test_what_makes_no_sense_is_refused_before_anything_is_tried(
 
 @pytest.mark.parametrize(
     ("path", "error"),
-    [("", ArgumentValueError), (b"/x", ArgumentTypeError), ("/a\0b", ArgumentValueError),
+    [("", ArgumentValueError), (b"/x", ArgumentTypeError), (None, ArgumentTypeError), ("/a\0b", ArgumentValueError),
      ("\ud800", ArgumentValueError)],
     ids=repr,
 )  # fmt: skip
@@ -572,7 +611,7 @@ def test_a_full_queue_is_tried_again_after_pauses_until_the_limit_is_over(
         dial.close()
 
 
-@pytest.mark.parametrize("case", ["missing", "stale", "too long", "a directory"])
+@pytest.mark.parametrize("case", ["missing", "stale", "too long", "a directory", "a plain file"])
 def test_a_path_without_a_listener_is_a_connect_error(tmp_path: Path, case: str) -> None:
     """D07."""
     path = tmp_path / "peer.sock"
@@ -583,6 +622,8 @@ def test_a_path_without_a_listener_is_a_connect_error(tmp_path: Path, case: str)
         path, number = tmp_path / ("x" * 200), errno.ENAMETOOLONG
     elif case == "a directory":
         path = tmp_path
+    elif case == "a plain file":
+        path.touch()
     else:
         with socket.socket(socket.AF_UNIX) as sock:
             sock.bind(str(path))

@@ -109,8 +109,6 @@ class AsyncioScope:
             _call_soon(self._loop, self._arm)
 
     def _fire(self) -> None:
-        if self._deadline.ended:
-            return
         if not self._deadline.expired():
             self._arm()  # too early by the clocks' grain, or moved meanwhile by another thread
             return

@@ -169,9 +169,8 @@ class Deadline:
         if self.ended:
             return
         if self.expired():
-            self._passed_limit = (
-                self.limit
-            )  # which a scope may have acted upon, whose block then raises its error
+            # A scope may have acted upon it, and its block raises the error later.
+            self._passed_limit = self.limit
         self.limit = expires_at - self.opened_at
         self.expires_at = expires_at
         on_change = self.on_change

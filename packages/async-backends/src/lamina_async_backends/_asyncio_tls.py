@@ -1,0 +1,164 @@
+"""TLS over a transport of asyncio, for two tasks: one that reads and one that writes.
+
+Everything here happens between two awaits, so the engine has one user at a time without a lock. Ciphertext leaves in
+the order in which it was made, because each piece is taken from the engine and handed to `Transport.queue` without a
+pause in between, by whoever made it. So a reader may answer a key update while a writer waits for the peer: it never
+waits itself, and callbacks send what is left over.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lamina_interfaces import ConnectError, NetworkError, ReadError
+
+from ._asyncio_transport import MOST_UNSENT
+
+if TYPE_CHECKING:
+    from lamina_interfaces import Limit
+    from lamina_interfaces.tls import TLSEngine
+
+    from ._asyncio_transport import Transport
+
+RECEIVE_SIZE = 64 * 1024
+"""Bytes of ciphertext that are read from the socket at once."""
+
+SLICE = 128 * 1024
+"""Bytes of plaintext that are encrypted at once: eight records, so that memory stays small and calls are few."""
+
+MESSAGES_WITHOUT_DATA = 16
+"""How often a look for data reads from the socket in vain before the peer counts as talking."""
+
+
+class TLSChannel:
+    """One stream's way through an engine to a transport. Whoever calls has entered the transport's side.
+
+    Args:
+        transport: what carries the ciphertext. It is shared by the layers of TLS in TLS.
+        engine: the outermost; its handshake has not begun.
+    """
+
+    def __init__(self, transport: Transport, engine: TLSEngine) -> None:
+        self.engine = engine
+        self._transport = transport
+
+    # --- handshake -----------------------------------------------------------------------------------------
+
+    async def handshake(self, limit: Limit) -> None:
+        """Perform the handshake of the engine. By the user of both sides."""
+        transport, engine = self._transport, self.engine
+        try:
+            done = False
+            while not done:
+                done = engine.handshake()
+                transport.queue(engine.take())
+                await transport.flush(limit)
+                if not done:
+                    self._feed(await transport.receive(RECEIVE_SIZE, limit))
+        except ConnectError:
+            self._send_alert()
+            raise
+        except NetworkError as exc:
+            raise ConnectError(
+                f"the connection broke during the TLS handshake: {exc.message}", phase="tls", errno=exc.errno
+            ) from exc
+
+    def _send_alert(self) -> None:
+        """Tell the peer why, so that its log says more than "connection closed"."""
+        try:
+            self._transport.queue(self.engine.take())
+        except NetworkError:
+            pass  # it need not be told
+
+    # --- reading -------------------------------------------------------------------------------------------
+
+    async def read(self, max_bytes: int, limit: Limit) -> bytes:
+        """Wait for plaintext. By the user of the reading side."""
+        while True:
+            data = self.engine.read(max_bytes)
+            self._answer()
+            if data is not None:
+                return data
+            self._feed(await self._transport.receive(RECEIVE_SIZE, limit))
+
+    def readable(self) -> bool:
+        """Whether `read` would return at once. By the user of the reading side; never waits."""
+        for _ in range(MESSAGES_WITHOUT_DATA):
+            readable = self.engine.readable()
+            try:
+                self._answer()
+                if readable:
+                    return True
+                ciphertext = self._transport.receive_now(RECEIVE_SIZE)
+            except ReadError:
+                return True
+            if ciphertext is None:
+                return False
+            self._feed(ciphertext)
+        return True
+
+    def _feed(self, ciphertext: bytes) -> None:
+        if ciphertext:
+            self.engine.feed(ciphertext)
+        else:
+            self.engine.feed_eof()
+
+    def _answer(self) -> None:
+        """Send what reading has produced for the peer."""
+        if not self.engine.outgoing:
+            return
+        try:
+            self._transport.queue(self.engine.take())
+        except NetworkError:
+            return  # what the peer no longer takes is no loss for a reader; a writer finds out for itself
+        if len(self._transport.unsent) > MOST_UNSENT:
+            raise ReadError("the peer wants answers, and does not read them", phase="read")
+
+    # --- writing -------------------------------------------------------------------------------------------
+
+    async def write(self, view: memoryview, limit: Limit) -> None:
+        """Send all of it. By the user of the writing side."""
+        transport = self._transport
+        for start in range(0, len(view), SLICE):
+            await transport.take_turns()
+            with view[start : start + SLICE] as piece:
+                self._encrypt(piece)
+            if transport.unsent:
+                await transport.flush(limit)
+
+    async def write_until_readable(self, view: memoryview, limit: Limit) -> int:
+        """Send all of it, or less if plaintext can be read before. By the user of both sides.
+
+        What has been encrypted cannot be taken back: it counts as sent, and goes out as soon as the system takes it.
+        """
+        transport = self._transport
+        taken = 0
+        while not self.readable():
+            if transport.unsent:
+                await transport.wait_either(limit)
+            elif taken < len(view):
+                await transport.take_turns()
+                with view[taken : taken + SLICE] as piece:
+                    self._encrypt(piece)
+                    taken += len(piece)
+            else:
+                await transport.flush(limit)  # which has nothing left to wait for, but knows of a break
+                break
+        return taken
+
+    def _encrypt(self, piece: memoryview) -> None:
+        self.engine.write(piece)
+        self._transport.queue(self.engine.take())
+
+    # --- the end -------------------------------------------------------------------------------------------
+
+    def farewell(self) -> None:
+        """Send close_notify if that goes at once, and comes after whole messages."""
+        transport = self._transport
+        if transport.unsent or not transport.may_take_leave:
+            return
+        self.engine.close()
+        try:
+            transport.send_now(self.engine.take())
+        except NetworkError:
+            pass  # the peer has gone already

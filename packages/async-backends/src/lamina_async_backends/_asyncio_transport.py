@@ -1,0 +1,470 @@
+"""A connected socket on an event loop of asyncio: its users, its waits, and the end of its life.
+
+Why not `asyncio.Transport`. It reads ahead whether or not anybody wants the bytes, closes the socket by itself when a
+send fails, with the peer's last answer unread in the kernel, hides how much the kernel has taken, and has to be taken
+apart where a finaliser, another thread or a loop that has ended closes it. Here the loop only says when the socket
+is ready (`add_reader`, `add_writer`, which every selector loop has, and uvloop), and the socket stays ours. That is
+also the faster way: 25 % more on a bulk download than a bare `BufferedProtocol`, and the same for small messages.
+
+Three things make it fast:
+
+- What need not be waited for costs no turn of the loop: sends always, and reads after one that filled its buffer.
+  A task that never waits would hold up all others, so after `TURNS` such operations it lets them go first.
+- The loop's callback receives at once (`_on_readable`), for the task that waits. Were the task only told that it may
+  receive, then the loop, which looks at the socket before that task's turn, would find it readable again.
+- The socket stays watched for reading from one wait to the next. When it becomes readable and nobody waits, it is no
+  longer watched; so back-pressure is the kernel's, and nothing is read ahead.
+
+Bytes that were received for a task that was cancelled, or whose time ended, in the same turn stay in `_stash`.
+
+The loop knows this object, and not the stream, so that a stream that nobody holds any more is found as garbage.
+
+A forked child has a copy of the descriptor, and of the loop's selector. It may close its copy, but a shutdown would
+end the parent's connection, and a change of the selector would be one of the parent's; so the process is remembered.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+from os import getpid
+from types import coroutine
+from typing import TYPE_CHECKING
+
+from lamina_interfaces import ConcurrencyError, UnsupportedProtocol
+from lamina_interfaces.translation import network_error
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Generator
+
+    from lamina_interfaces import Limit, NetworkError, Phase
+
+READING = 1
+WRITING = 2
+
+BULK = 16 * 1024
+"""After a read of so many bytes more are likely to be there, so the next one tries before it waits."""
+
+TURNS = 16
+"""Operations in a row that do not wait, before other tasks get their turn: with 64 KiB each, some 0.3 ms."""
+
+DIRECT_SIZE = 64 * 1024
+"""Bytes that are received at once where nobody has said how many are wanted."""
+
+MOST_UNSENT = 1024 * 1024
+"""Bytes that may wait for the peer without a writer: a peer that makes us answer, but does not read, is cut off."""
+
+REFUSALS = (OSError, RuntimeError)
+"""What a loop raises that will not watch a socket: its selector is full, or a transport of asyncio has the socket."""
+
+# A process that handles SIGPIPE in its own way must not get one from us.
+_SEND_FLAGS = getattr(socket, "MSG_NOSIGNAL", 0)
+
+_LINGER = getattr(socket, "SO_LINGER", None)
+
+_CLOSED = "the stream is closed"
+_INHERITED = "the stream belongs to the parent process"
+_BROKE = "the connection broke"
+_HALF_SENT = "an earlier write was not completed"
+
+
+def running_loop() -> asyncio.AbstractEventLoop:
+    """The event loop of this thread.
+
+    Raises:
+        ConcurrencyError: there is none.
+        UnsupportedProtocol: it cannot watch sockets.
+    """
+    from asyncio import AbstractEventLoop, events
+
+    loop = events._get_running_loop()
+    if loop is None:
+        raise ConcurrencyError("no event loop of asyncio is running here")
+    if type(loop).add_reader is AbstractEventLoop.add_reader:
+        raise UnsupportedProtocol(
+            f"{type(loop).__name__} cannot watch sockets (add_reader); use a SelectorEventLoop"
+        )
+    return loop
+
+
+def wake(waiter: asyncio.Future[None]) -> None:
+    """End somebody's wait, if it has not ended."""
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+@coroutine
+def _let_others_go_first() -> Generator[None, None, None]:
+    yield  # as `asyncio.sleep(0)` does
+
+
+class Transport:
+    """A non-blocking socket, and the loop that watches it. To be used in that loop, save for `close`.
+
+    Args:
+        sock: a connected, non-blocking socket, the transport's from now on.
+        loop: the running loop.
+
+    Attributes:
+        closed: whether `close` was called.
+        users: the sides that are in use.
+        unsent: bytes that the kernel has not taken yet, sent by callbacks as soon as it does (`queue`).
+    """
+
+    def __init__(self, sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
+        from asyncio import events
+
+        self.sock = sock
+        self.loop = loop
+        self.closed = False
+        self.users = 0
+        self.unsent = bytearray()
+        self._running_loop = events._get_running_loop
+        self._fd = sock.fileno()
+        self._pid = getpid()
+        self._watched = 0  # the sides that the loop watches
+        self._read_waiter: asyncio.Future[None] | None = None
+        self._write_waiter: asyncio.Future[None] | None = None
+        self._wanted = DIRECT_SIZE
+        self._news = False  # whether there is something in the stash, or the stream has ended or failed
+        self._stash = b""
+        # The system tells of a break only once, to whoever asks first; afterwards it looks like an orderly end.
+        self._read_failure: OSError | None = None
+        self._write_failure: OSError | None = None
+        self._half_sent = False
+        self._bulk = False
+        self._turns = 0
+
+    # --- users and the end ---------------------------------------------------------------------------------
+
+    def enter(self, sides: int, phase: Phase) -> None:
+        """Begin to use one side or both; `leave` ends it.
+
+        Raises:
+            ConcurrencyError: it is in use, or belongs to another loop.
+            NetworkError: the transport is closed, or the parent process's.
+        """
+        if getpid() != self._pid:
+            raise network_error(OSError(_INHERITED), phase)
+        if self._running_loop() is not self.loop:
+            raise ConcurrencyError("this stream belongs to another event loop", phase=phase)
+        if common := sides & self.users:
+            doing = "reading from" if common & READING else "writing to"
+            raise ConcurrencyError(f"another task is {doing} this stream", phase=phase)
+        if self.closed:
+            raise network_error(OSError(_CLOSED), phase)
+        if sides & WRITING and self._half_sent:
+            raise network_error(OSError(_HALF_SENT), phase)
+        self.users |= sides
+
+    def leave(self, sides: int) -> None:
+        """Use it no longer."""
+        self.users &= ~sides
+
+    def give_up_writing(self) -> None:
+        """Take note that a write was broken off: nothing that is sent from now on would make sense to the peer."""
+        self._half_sent = True
+
+    @property
+    def is_here(self) -> bool:
+        """Whether its loop is the one that runs in this thread."""
+        return self._running_loop() is self.loop
+
+    @property
+    def inherited(self) -> bool:
+        """Whether this process has the transport from its parent."""
+        return getpid() != self._pid
+
+    @property
+    def may_take_leave(self) -> bool:
+        """Whether what is sent now comes after whole messages, so that a farewell would be true."""
+        return not (self.closed or self._half_sent or self.users & WRITING or self.inherited) and self.is_here
+
+    def close(self) -> None:
+        """Wake those who wait, and free the socket. Never raises or blocks.
+
+        From any thread, by finalisers, and whether the loop runs, stands still or is closed.
+        """
+        self.closed = True
+        if self.sock.fileno() < 0:
+            return
+        if self.inherited:
+            self.sock.close()
+        elif self.is_here or not self.loop.is_running():
+            self._free()
+        else:
+            try:
+                self.loop.call_soon_threadsafe(self._free)
+            except RuntimeError:  # closed in this moment
+                self._free()
+
+    def _free(self) -> None:
+        if self.sock.fileno() < 0:
+            return
+        self._read_failure = self._write_failure = OSError(_CLOSED)
+        self._news = True
+        self._stash = b""
+        self.unsent.clear()
+        try:
+            if not self.loop.is_closed():
+                # In this order: a descriptor that is closed may be another connection's in the next moment.
+                self._stop_watching(READING | WRITING)
+                for waiter in (self._read_waiter, self._write_waiter):
+                    if waiter is not None:
+                        wake(waiter)
+            self.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # the peer was faster
+        except RuntimeError:
+            pass  # the loop was closed in this moment
+        finally:
+            close_without_lingering(self.sock)
+
+    def __del__(self) -> None:
+        # The loop has ended before it called `_free`.
+        sock = getattr(self, "sock", None)
+        if sock is not None:
+            sock.close()
+
+    # --- reading -------------------------------------------------------------------------------------------
+
+    async def receive(self, max_bytes: int, limit: Limit) -> bytes:
+        """Wait for bytes; `b""` at the end. By the user of the reading side."""
+        if self._bulk and not self._news and self._turns < TURNS:
+            self._turns += 1
+            self._fill(max_bytes)
+        while not self._news:
+            self._wanted = max_bytes
+            self._read_waiter = waiter = self.loop.create_future()
+            try:
+                self._watch(READING)
+                await self._wait(waiter, limit)
+            finally:
+                self._read_waiter = None
+            if not self._news and limit.expired():
+                self._fill(max_bytes)  # what has come counts as in time
+                if not self._news:
+                    raise limit.error()
+        return self._take(max_bytes)
+
+    def receive_now(self, max_bytes: int) -> bytes | None:
+        """The bytes that are there; `None` if there are none, `b""` at the end."""
+        if not self._news:
+            self._fill(max_bytes)
+        return self._take(max_bytes) if self._news else None
+
+    def readable_now(self) -> bool:
+        """Whether `receive` would return at once."""
+        if self._news:
+            return True
+        if hasattr(select, "poll"):
+            poll = select.poll()
+            poll.register(self._fd, select.POLLIN)
+            return bool(poll.poll(0))
+        return bool(select.select([self._fd], [], [], 0)[0])
+
+    def _fill(self, max_bytes: int) -> None:
+        """Receive what is there, be it bytes, the end or an error."""
+        try:
+            data = self.sock.recv(max_bytes)
+        except (BlockingIOError, InterruptedError):
+            self._bulk = False
+            return
+        except OSError as exc:
+            # Without its traceback, which knows this frame.
+            self._read_failure = exc.with_traceback(None)
+        else:
+            self._stash = data
+            self._bulk = len(data) >= BULK or len(data) == max_bytes
+            if not data:
+                # A break that the writer was told of reads like the peer's end, but is not.
+                self._read_failure = self._write_failure
+        self._news = True
+
+    def _take(self, max_bytes: int) -> bytes:
+        data = self._stash
+        if data:
+            self._stash = data[max_bytes:]
+            self._news = bool(self._stash) or self._read_failure is not None
+            return data[:max_bytes]
+        if self._read_failure is not None:
+            raise self._error(self._read_failure, "read") from self._read_failure
+        return b""
+
+    def _on_readable(self) -> None:
+        waiter = self._read_waiter
+        if waiter is None or waiter.done():
+            self._stop_watching(READING)
+            return
+        if not self._news:
+            self._fill(self._wanted)
+        if self._news:
+            waiter.set_result(None)
+
+    # --- writing -------------------------------------------------------------------------------------------
+
+    async def send(self, view: memoryview, limit: Limit) -> None:
+        """Send all of it, without a copy. By the user of the writing side."""
+        if self._turns < TURNS:  # here too, since a coroutine that has nothing to wait for costs its call
+            self._turns += 1
+        else:
+            await self.take_turns()
+        sent = self.send_now(view)
+        while sent < len(view):
+            await self.wait_writable(limit)
+            with view[sent:] as rest:
+                sent += self.send_now(rest)
+
+    def send_now(self, view: memoryview | bytearray | bytes) -> int:
+        """Send what the system takes at once; how many bytes that was."""
+        if self._write_failure is not None:
+            raise self._error(self._write_failure, "write") from self._write_failure
+        try:
+            return self.sock.send(view, _SEND_FLAGS)
+        except (BlockingIOError, InterruptedError):
+            return 0
+        except OSError as exc:
+            # Bytes that have come may still be read: an answer may be among them.
+            self._write_failure = exc.with_traceback(None)
+        raise self._error(self._write_failure, "write") from self._write_failure
+
+    async def send_until_readable(self, view: memoryview, limit: Limit) -> int:
+        """Send all of it, or less if something can be read before. By the user of both sides."""
+        sent = 0
+        await self.take_turns()
+        while sent < len(view) and not self.readable_now():
+            with view[sent:] as rest:
+                count = self.send_now(rest)
+            sent += count
+            if not count:
+                await self.wait_either(limit)
+        return sent
+
+    async def take_turns(self) -> None:
+        """Let other tasks go first, if this one has not waited for long."""
+        self._turns += 1
+        if self._turns > TURNS:
+            self._turns = 0
+            await _let_others_go_first()
+
+    async def wait_writable(self, limit: Limit) -> None:
+        """Wait until the system takes more, and has taken all that is queued."""
+        await self._wait_to_write(limit, WRITING)
+
+    async def wait_either(self, limit: Limit) -> None:
+        """The same, but end as well when something can be read. By the user of both sides."""
+        await self._wait_to_write(limit, READING | WRITING)
+
+    async def _wait_to_write(self, limit: Limit, sides: int) -> None:
+        self._write_waiter = waiter = self.loop.create_future()
+        if sides & READING:
+            self._wanted = DIRECT_SIZE
+            self._read_waiter = waiter
+        try:
+            self._watch(sides)
+            await self._wait(waiter, limit)
+        finally:
+            self._write_waiter = None
+            if sides & READING:
+                self._read_waiter = None
+        if self._watched & WRITING and not (sides & READING and self._news) and limit.expired():
+            raise limit.error()  # it was the timer
+        if self.closed:
+            raise network_error(OSError(_CLOSED), limit.phase)
+
+    def queue(self, data: bytes) -> None:
+        """Send it after what is queued already: now, as far as that goes, and the rest as soon as it goes.
+
+        Raises:
+            NetworkError: the connection broke, or is closed.
+        """
+        if not self.unsent:
+            data = data[self.send_now(data) :] if data else data
+        if data:
+            self.unsent += data
+            self._watch(WRITING)
+
+    async def flush(self, limit: Limit) -> None:
+        """Wait until the system has taken all that is queued. By the user of the writing side.
+
+        Raises:
+            NetworkError: the connection broke, or is closed.
+        """
+        while self.unsent:
+            await self.wait_writable(limit)
+        if self._write_failure is not None:
+            raise self._error(self._write_failure, "write") from self._write_failure
+
+    def _on_writable(self) -> None:
+        if self.unsent:
+            try:
+                del self.unsent[: self.send_now(self.unsent)]
+            except OSError:
+                self.unsent.clear()  # whoever writes finds out why
+            if self.unsent:
+                return
+        # Once only: the socket is nearly always writable.
+        self._stop_watching(WRITING)
+        if self._write_waiter is not None:
+            wake(self._write_waiter)
+
+    # --- within --------------------------------------------------------------------------------------------
+
+    async def _wait(self, waiter: asyncio.Future[None], limit: Limit) -> None:
+        """Wait until `waiter` is woken, or it is time to look at the limit."""
+        self._turns = 0
+        seconds = limit.glance()
+        timer = None if seconds is None else self.loop.call_later(seconds, wake, waiter)
+        try:
+            await waiter
+        except BaseException:
+            limit.interrupted()
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def _watch(self, sides: int) -> None:
+        sides &= ~self._watched
+        try:
+            if sides & READING:
+                self.loop.add_reader(self._fd, self._on_readable)
+                self._watched |= READING
+            if sides & WRITING:
+                self.loop.add_writer(self._fd, self._on_writable)
+                self._watched |= WRITING
+        except (
+            OSError,
+            RuntimeError,
+        ) as exc:  # the selector is full; a transport of asyncio has the socket too
+            phase: Phase = "read" if sides == READING else "write"
+            raise network_error(exc, phase, "the event loop cannot watch the socket") from exc
+
+    def _stop_watching(self, sides: int) -> None:
+        sides &= self._watched
+        self._watched &= ~sides
+        if sides & READING:
+            self.loop.remove_reader(self._fd)
+        if sides & WRITING:
+            self.loop.remove_writer(self._fd)
+
+    def _error(self, exc: OSError, phase: Phase) -> NetworkError:
+        return network_error(exc, phase, "" if self.closed else _BROKE)
+
+
+def close_without_lingering(sock: socket.socket) -> None:
+    """Close a socket without blocking.
+
+    With a time to linger, which a caller may have set, the system would block in `close`, non-blocking or not. A time
+    of 0 (end by a reset) does not block, and stays.
+    """
+    try:
+        if _LINGER is not None and sock.fileno() >= 0:
+            linger = sock.getsockopt(socket.SOL_SOCKET, _LINGER, 8)
+            if any(linger[len(linger) // 2 :]):
+                sock.setsockopt(socket.SOL_SOCKET, _LINGER, bytes(len(linger)))
+    except OSError:
+        pass  # no such option for this kind of socket
+    finally:
+        sock.close()

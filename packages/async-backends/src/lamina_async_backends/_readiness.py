@@ -1,0 +1,168 @@
+"""Waiting for sockets to become ready, the same text for trio and for anyio.
+
+Both libraries have the same primitives: they tell when a non-blocking socket can be read or written, they have
+cancel scopes with deadlines, nurseries, and checkpoints. So the streams and the dialling over them are written
+once, against the few primitives of a `Library`; this is the only module that knows how they are used.
+
+How a wait ends. Its `Limit` is a time-out or an ambient deadline or both, and the block of a deadline is itself a
+cancel scope around us. So a wait may end by a scope of its own, which then says with full circumstances what took
+too long, or by being cancelled from outside, be it by that block at the very same moment or by somebody else.
+A cancellation from outside is always let through; `Limit.interrupted` leaves the circumstances for the block.
+
+Scopes and nurseries cost more than the system calls between them, so there is one only where it is needed: a scope
+for a wait that has a limit, a nursery for two waits at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Awaitable, Callable
+    from contextlib import AbstractAsyncContextManager, AbstractContextManager
+
+    from lamina_interfaces import Limit, Runtime
+
+
+class CancelScope(Protocol):
+    """The part of a cancel scope that is used here."""
+
+    def cancel(self) -> Any:
+        """Cancel what is in it."""
+
+
+class Nursery(Protocol):
+    """The part of trio's nursery, or of anyio's task group, that is used here."""
+
+    @property
+    def cancel_scope(self) -> CancelScope:
+        """Around all of its tasks."""
+        ...
+
+    def start_soon(self, function: Callable[..., Awaitable[Any]], /, *args: Any) -> Any:
+        """Start a task in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """The primitives of one library. Listed are those that their names do not explain.
+
+    Attributes:
+        checkpoint: lets other tasks run; raises a cancellation that is due.
+        checkpoint_if_cancelled: only the second of these.
+        cancel_shielded_checkpoint: only the first; where asyncio runs, `Task.cancel` comes through nevertheless.
+        cancel_scope: makes a scope, takes `deadline=` on the runtime's clock.
+        open_nursery: to be entered, gives a `Nursery`.
+    """
+
+    checkpoint: Callable[[], Awaitable[None]]
+    checkpoint_if_cancelled: Callable[[], Awaitable[None]]
+    cancel_shielded_checkpoint: Callable[[], Awaitable[None]]
+    wait_readable: Callable[[socket.socket], Awaitable[None]]
+    wait_writable: Callable[[socket.socket], Awaitable[None]]
+    cancel_scope: Callable[..., AbstractContextManager[object, bool | None]]
+    open_nursery: Callable[[], AbstractAsyncContextManager[Any]]
+
+
+class Waiter:
+    """Waits, by means of a library, in the runtime in which it was made.
+
+    Args:
+        library: the primitives.
+        runtime: what runs here.
+    """
+
+    __slots__ = ("library", "runtime")
+
+    def __init__(self, library: Library, runtime: Runtime) -> None:
+        self.library = library
+        self.runtime = runtime
+
+    async def wait(
+        self,
+        limit: Limit,
+        ready: Callable[..., Awaitable[object]],
+        *args: object,
+        until: float | None = None,
+        timeout_error: Callable[[], Exception] | None = None,
+    ) -> None:
+        """Wait for `ready(*args)`, which may be cancelled and called again any number of times.
+
+        Args:
+            limit: how long at most.
+            ready: what to wait for.
+            *args: for `ready`.
+            until: a time on the runtime's clock at which to return even so.
+            timeout_error: makes the error where nothing remains of the limit, instead of `limit.error`.
+
+        Raises:
+            TimeoutException: nothing remains of the limit.
+        """
+        now = self.runtime.now
+        while True:
+            seconds = limit.glance()
+            if until is not None:
+                pause = max(0.0, until - now())
+                seconds = pause if seconds is None else min(seconds, pause)
+            if seconds is None:
+                await ready(*args)
+                return
+            with self.library.cancel_scope(deadline=now() + seconds):
+                await ready(*args)
+                return
+            # Here only after the scope has swallowed its own cancellation.
+            if limit.expired():
+                raise limit.error() if timeout_error is None else timeout_error()
+            if until is not None and now() >= until:
+                return
+
+    async def with_children(self, main: Callable[[Nursery], Awaitable[None]]) -> None:
+        """Run `main`, which may start tasks in the nursery that it gets; they are cancelled when it has returned.
+
+        Raises:
+            BaseException: what `main` or one of the tasks has raised, itself, not in a group.
+        """
+        failure: BaseException | None = None
+        try:
+            async with self.library.open_nursery() as nursery:
+                await main(nursery)
+                nursery.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            failure = _most_urgent(group)
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure  # its traceback knows this frame
+
+    async def first_of(self, *waits: Callable[[], Awaitable[object]]) -> None:
+        """Return as soon as one of them has; the others are cancelled."""
+        if len(waits) == 1:
+            await waits[0]()
+            return
+
+        async def main(nursery: Nursery) -> None:
+            async def run(wait: Callable[[], Awaitable[object]]) -> None:
+                await wait()
+                nursery.cancel_scope.cancel()
+
+            for wait in waits[1:]:
+                nursery.start_soon(run, wait)
+            await run(waits[0])
+
+        await self.with_children(main)
+
+
+def _most_urgent(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """One exception of a group: a cancellation or an interrupt, if there is one, lest it be swallowed."""
+    leaves: list[BaseException] = []
+    rest: list[BaseException] = [group]
+    while rest:
+        exc = rest.pop()
+        if isinstance(exc, BaseExceptionGroup):
+            rest.extend(exc.exceptions)
+        else:
+            leaves.append(exc)
+    return next((leaf for leaf in leaves if not isinstance(leaf, Exception)), leaves[0])
