@@ -212,7 +212,8 @@ def layers(session: nox.Session) -> None:
     _install_editable(session, *PACKAGES.values())
     session.install("import-linter")
     session.run("lint-imports", "--no-logo", "--no-cache")
-    session.run("python", "tools/import_check.py", *(package.module for package in PACKAGES.values()))
+    modules = [package.module for package in PACKAGES.values()]
+    session.run("python", "tools/import_check.py", *modules, "lamina.sync", "lamina.aio")
 
 
 @nox.session(python=PYTHONS)
