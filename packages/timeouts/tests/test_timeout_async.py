@@ -287,7 +287,9 @@ def in_thread(function: Callable[[], object]) -> None:
 
 
 @every_wait
-async def test_another_thread_may_change_the_block(wait: Callable[[], Any]) -> None:
+async def test_another_thread_may_change_the_block(wait: Callable[[], Any], anyio_backend_name: str) -> None:
+    if anyio_backend_name == "asyncio":
+        asyncio.get_running_loop().set_debug(True)  # it refuses timers from other threads
     watch = Watch()
     async with timeout(3.0) as lifted:
         await anyio.sleep(1.0)
@@ -693,6 +695,7 @@ async def test_leaving_twice_does_nothing() -> None:
         pass
     await block.__aexit__(None, None, None)
     block.__exit__(None, None, None)
+    assert block.remaining == 3.0
 
 
 async def test_a_block_that_has_gone_without_ending_cancels_nobody(anyio_backend_name: str) -> None:
