@@ -519,6 +519,21 @@ def test_a_dropped_response_serves_who_waits_in_the_queue_G08() -> None:
             assert waiting.result(5.0).content == b"/waited"
 
 
+def test_who_is_served_without_having_slept_is_not_woken_in_the_place_of_others_G08() -> None:
+    """An idle connection to another origin was closed for it. Later a response is dropped while somebody waits."""
+    backend = MemoryBackend()
+    with ConnectionPool(network_backend=backend, max_connections=1) as pool:
+        pool.request("GET", URL)
+        pool.request("GET", "http://other.example/")
+        assert not pool._pool._sleepers
+        dropped = [pool.handle_request(request_for())]
+        waiter = Worker(pool.request, "GET", URL)
+        until(lambda: pool.stats().queued == 1)
+        with pytest.warns(ResourceWarning, match="never read"):
+            dropped.clear()
+            assert waiter.result().content == b"/"
+
+
 def test_an_alarm_between_waking_and_sleeping_is_not_lost_G08() -> None:
     """A second response is dropped just as the waiting request has dealt with the first."""
     backend = MemoryBackend(half)

@@ -77,7 +77,7 @@ class ResponseBody:
         """The next bytes, as many as are here; `b""` at the end.
 
         Raises:
-            ConcurrencyError: another thread or task is reading.
+            ConcurrencyError: another thread or task is reading, or it is another event loop's.
             ReadError: another thread or task is closing.
             ResponseStateError: the body was closed before its end.
             PoolClosed: the pool was.
@@ -90,6 +90,8 @@ class ResponseBody:
         try:
             if not self._is_open or self._switched:
                 return self._after_the_end()
+            if not self._pool._runtime.is_here():
+                raise ConcurrencyError("the response belongs to another event loop", phase="read")
             if self._trace is None:
                 return await self._receive()
             return await self._receive_traced(self._trace)

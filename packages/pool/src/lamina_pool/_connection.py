@@ -349,7 +349,7 @@ class HTTP11Connection:
             event = self._session.next_event()
             if event is None:
                 if not self.stream.is_watchful and self.stream.get_extra_info("is_readable") is False:
-                    raise ReadError("nothing has come, and the stream may know of no time limit", phase="read")
+                    raise ReadError("nothing has come, and the stream may know no time limit", phase="read")
                 await self._fill(limit.remaining())
             elif isinstance(event, ResponseHead):
                 return event

@@ -276,7 +276,8 @@ class SuspendingWorld:
     def close_later(self, stream: AsyncNetworkStream) -> None:
         """Close it by a task of its own. From any thread; never waits or raises."""
         token = object()
-        closing, closed = self._closing, self._closed  # this event loop's: the pool may have moved on before the end
+        # Of this event loop, should the pool have moved on by the end.
+        closing, closed = self._closing, self._closed
 
         async def close() -> None:
             try:
