@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lamina_sync_backend import SyncBackend, SyncStream
-from sync_peers import open_fds
+from sync_peers import PATIENCE, RefusingPorts, open_fds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,9 +36,19 @@ def backend() -> SyncBackend:
 
 
 @pytest.fixture
+def refusing_address() -> Iterator[RefusingPorts]:
+    """Call it for an address that refuses until the test is over."""
+    ports = RefusingPorts()
+    try:
+        yield ports
+    finally:
+        ports.close()
+
+
+@pytest.fixture
 def pair() -> Iterator[tuple[SyncStream, socket.socket]]:
     """A stream, and the plain socket at its other end."""
     ours, theirs = socket.socketpair()
-    theirs.settimeout(10)
+    theirs.settimeout(PATIENCE)
     with SyncStream(ours) as stream, theirs:
         yield stream, theirs

@@ -16,7 +16,18 @@ import lamina_interfaces
 import lamina_sync_backend
 from lamina_interfaces import ConnectError, ReadError, WriteError, WriteTimeout
 from lamina_sync_backend import SyncBackend
-from sync_peers import Peer, Table, client_context, echo, open_fds, refusing_address, server_context, until
+from sync_peers import (
+    PATIENCE,
+    Peer,
+    RefusingPorts,
+    Table,
+    client_context,
+    echo,
+    in_thread,
+    open_fds,
+    server_context,
+    until,
+)
 from sync_tls import ServerTLS
 
 if TYPE_CHECKING:
@@ -101,7 +112,7 @@ def no_trace() -> None:
 
 
 @pytest.mark.usefixtures("no_trace")
-def test_an_interrupt_while_connecting_leaves_no_socket() -> None:
+def test_an_interrupt_while_connecting_leaves_no_socket(refusing_address: RefusingPorts) -> None:
     """D04."""
     with Peer(echo) as peer:
         backend = SyncBackend(resolver=Table(v4=[refusing_address(), peer.address]))
@@ -111,7 +122,7 @@ def test_an_interrupt_while_connecting_leaves_no_socket() -> None:
             until(lambda: len(open_fds()) == baseline)
 
         lines = interrupted_everywhere(
-            lambda: backend.connect_tcp("host.example", 80, timeout=5), nothing_but_the_peers_ends
+            lambda: backend.connect_tcp("host.example", 80, timeout=30), nothing_but_the_peers_ends
         )
     assert lines > 100
 
@@ -135,7 +146,7 @@ def test_an_interrupt_while_connecting_to_a_unix_socket_leaves_none(
             except BlockingIOError:
                 pass
 
-        lines = interrupted_everywhere(lambda: backend.connect_unix_socket(path, timeout=5), nothing)
+        lines = interrupted_everywhere(lambda: backend.connect_unix_socket(path, timeout=30), nothing)
     assert lines > 50
 
 
@@ -148,20 +159,20 @@ def test_an_interrupt_in_a_handshake_leaves_no_socket() -> None:
         ServerTLS(connection, theirs).handshake().recv(1)
 
     with Peer(script) as peer:
+        baseline = len(open_fds())
         backend = SyncBackend()
         # Once in peace, so that everything is imported.
-        backend.connect_tcp("127.0.0.1", peer.port, timeout=5).start_tls(
-            ours, "server.example", timeout=5
+        backend.connect_tcp("127.0.0.1", peer.port, timeout=30).start_tls(
+            ours, "server.example", timeout=30
         ).close()
-        until(lambda: len(open_fds()) == 1)
-        baseline = len(open_fds())
+        until(lambda: len(open_fds()) == baseline)
 
         def handshake() -> Any:
             tracer = sys.gettrace()
             sys.settrace(None)
-            stream = backend.connect_tcp("127.0.0.1", peer.port, timeout=5)
+            stream = backend.connect_tcp("127.0.0.1", peer.port, timeout=30)
             sys.settrace(tracer)
-            return stream.start_tls(ours, "server.example", timeout=5)
+            return stream.start_tls(ours, "server.example", timeout=30)
 
         def nothing_but_the_peers_ends() -> None:
             until(lambda: len(open_fds()) == baseline)
@@ -170,7 +181,7 @@ def test_an_interrupt_in_a_handshake_leaves_no_socket() -> None:
     assert lines > 50
 
 
-@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs timers")
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="needs signals for one thread")
 @pytest.mark.parametrize("operation", ["read", "write", "sleep"])
 def test_a_signal_ends_every_wait_and_the_stream_can_be_used_again(
     backend: SyncBackend, operation: str
@@ -178,26 +189,39 @@ def test_a_signal_ends_every_wait_and_the_stream_can_be_used_again(
     class Alarm(BaseException):
         pass
 
-    def ring(number: int, frame: FrameType | None) -> None:
-        raise Alarm
+    waits, over = threading.Event(), threading.Event()
+    main = threading.get_ident()
 
-    with Peer(echo) as peer, backend.connect_tcp("127.0.0.1", peer.port, timeout=5) as stream:
+    def ring(number: int, frame: FrameType | None) -> None:
+        if not over.is_set():
+            over.set()
+            raise Alarm
+
+    def knock() -> None:
+        # A signal that comes just before the system call wakes nobody: once more, then.
+        assert waits.wait(PATIENCE)
+        while not over.wait(0.05):
+            signal.pthread_kill(main, signal.SIGUSR1)
+
+    with Peer(echo) as peer, backend.connect_tcp("127.0.0.1", peer.port, timeout=30) as stream:
         wait: dict[str, Callable[[], object]] = {
             "read": stream.read,
             "write": lambda: stream.write(bytes(500_000_000)),
             "sleep": lambda: backend.sleep(600),
         }
-        before = signal.signal(signal.SIGALRM, ring)
+        before = signal.signal(signal.SIGUSR1, ring)
+        knocking = in_thread(knock)
         try:
-            signal.setitimer(signal.ITIMER_REAL, 0.05)
             with pytest.raises(Alarm):
+                waits.set()
                 wait[operation]()
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
+            over.set()
+            knocking.result()
+            signal.signal(signal.SIGUSR1, before)
         if operation == "read":
             stream.write(b"x")
-            assert stream.read(timeout=5) == b"x"
+            assert stream.read(timeout=30) == b"x"
 
 
 # --- forks -------------------------------------------------------------------------------------------------
@@ -206,7 +230,7 @@ def test_a_signal_ends_every_wait_and_the_stream_can_be_used_again(
 def in_child(work: Callable[[], object]) -> int:
     child = os.fork()
     if not child:
-        signal.alarm(20)  # a child that hangs ends
+        signal.alarm(40)  # a child that hangs ends
         status = 1
         try:
             work()
@@ -228,25 +252,25 @@ def test_a_child_that_closes_its_copy_does_not_end_the_parents_connection(
     def script(connection: socket.socket) -> None:
         echo(ServerTLS(connection, server_context()).handshake() if tls else connection)  # type: ignore[arg-type] # alike
 
-    with Peer(script) as peer, backend.connect_tcp("127.0.0.1", peer.port, timeout=5) as stream:
+    with Peer(script) as peer, backend.connect_tcp("127.0.0.1", peer.port, timeout=30) as stream:
         if tls:
-            stream.start_tls(client_context(), "server.example", timeout=5)
+            stream.start_tls(client_context(), "server.example", timeout=30)
         locked, release = threading.Event(), threading.Event()
 
         def hold() -> None:
             with stream._transport._lock:
                 locked.set()
-                release.wait(10)
+                release.wait(2 * PATIENCE)
 
         holder = threading.Thread(target=hold)
         holder.start()
-        locked.wait(10)
+        assert locked.wait(PATIENCE)
         status = in_child(getattr(stream, way))
         release.set()
         holder.join()
         assert status == 0
         stream.write(b"still here")
-        assert stream.read(timeout=5) == b"still here"
+        assert stream.read(timeout=30) == b"still here"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -268,7 +292,7 @@ def test_a_child_may_neither_read_nor_write_nor_handshake() -> None:
         theirs.setblocking(False)
         with pytest.raises(BlockingIOError):
             theirs.recv(1)
-        assert stream.read(timeout=5) == b"for the parent"
+        assert stream.read(timeout=30) == b"for the parent"
 
 
 @pytest.mark.usefixtures("no_trace")
@@ -283,7 +307,7 @@ def test_an_interrupt_leaves_neither_side_in_use(operation: str) -> None:
                 with InterruptAtLine(
                     number, within=("enter", "receive", "send", "send_until_readable", "wait")
                 ):
-                    getattr(stream, operation)(*arguments, timeout=5)
+                    getattr(stream, operation)(*arguments, timeout=30)
             except KeyboardInterrupt:
                 assert not stream._transport.users
             else:

@@ -33,7 +33,7 @@ from lamina_interfaces import (
 )
 from lamina_sync_backend import SyncBackend, SyncStream
 from lamina_sync_backend._transport import READING, Look, User
-from sync_peers import Peer, drain, echo, in_thread, open_fds, silent, until
+from sync_peers import PATIENCE, Peer, drain, echo, in_thread, open_fds, silent, tries, until
 
 Pair = tuple[SyncStream, socket.socket]
 
@@ -48,7 +48,7 @@ def reset(sock: socket.socket) -> None:
 def tcp(backend: SyncBackend) -> Any:
     """A stream, and the accepted plain socket at its other end, over TCP."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        stream = backend.connect_tcp("127.0.0.1", listener.getsockname()[1], timeout=5)
+        stream = backend.connect_tcp("127.0.0.1", listener.getsockname()[1], timeout=30)
         peer, _ = listener.accept()
     with stream, peer:
         yield stream, peer
@@ -79,7 +79,7 @@ def test_read_asks_for_64_kib_by_default(pair: Pair) -> None:
     writer = in_thread(lambda: peer.sendall(bytes(200_000)))
     total = 0
     while total < 200_000:
-        data = stream.read(timeout=5)
+        data = stream.read(timeout=30)
         assert 0 < len(data) <= 65536
         total += len(data)
     writer.result()
@@ -172,7 +172,7 @@ def test_bytes_that_came_before_a_failed_write_can_be_read(tcp: Pair) -> None:
     until(lambda: stream.get_extra_info("is_readable"))
     with pytest.raises(WriteError):
         for _ in range(100):
-            stream.write(bytes(65536), timeout=5)
+            stream.write(bytes(65536), timeout=30)
     assert stream.read() == b"413"
 
 
@@ -255,7 +255,7 @@ def test_a_broken_connection_is_a_write_error(tcp: Pair) -> None:
     reset(peer)
     with pytest.raises(WriteError) as caught:
         for _ in range(100):
-            stream.write(bytes(65536), timeout=5)
+            stream.write(bytes(65536), timeout=30)
     assert caught.value.errno in {errno.ECONNRESET, errno.EPIPE}
     assert caught.value.phase == "write"
 
@@ -263,7 +263,7 @@ def test_a_broken_connection_is_a_write_error(tcp: Pair) -> None:
 def test_a_write_ends_early_when_the_peer_answers(pair: Pair) -> None:
     stream, peer = pair
     data = bytes(10_000_000)
-    writer = in_thread(lambda: stream.write_until_readable(data, timeout=10))
+    writer = in_thread(lambda: stream.write_until_readable(data, timeout=30))
     assert len(peer.recv(1000)) == 1000
     peer.sendall(b"413")
     sent = writer.result()
@@ -273,7 +273,7 @@ def test_a_write_ends_early_when_the_peer_answers(pair: Pair) -> None:
 
 def test_a_write_ends_early_when_the_peer_ends(pair: Pair) -> None:
     stream, peer = pair
-    writer = in_thread(lambda: stream.write_until_readable(bytes(10_000_000), timeout=10))
+    writer = in_thread(lambda: stream.write_until_readable(bytes(10_000_000), timeout=30))
     peer.recv(1000)
     peer.shutdown(socket.SHUT_WR)
     assert writer.result() < 10_000_000
@@ -370,7 +370,7 @@ def test_a_read_that_timed_out_loses_nothing(pair: Pair) -> None:
     assert caught.value.limit == 0.02
     assert caught.value.elapsed >= 0.02  # type: ignore[operator] # known here
     peer.sendall(b"late")
-    assert stream.read(timeout=5) == b"late"
+    assert stream.read(timeout=30) == b"late"
 
 
 def test_a_write_that_nobody_takes_times_out_as_a_whole(pair: Pair) -> None:
@@ -385,7 +385,7 @@ def test_a_write_that_nobody_takes_times_out_as_a_whole(pair: Pair) -> None:
     start = monotonic()
     with pytest.raises(WriteTimeout) as caught:
         stream.write(bytes(50_000_000), timeout=0.1)
-    assert monotonic() - start < 2
+    assert monotonic() - start < PATIENCE / 2
     assert caught.value.phase == "write"
     finished.set()
     dripping.result()
@@ -418,11 +418,11 @@ def test_a_second_writer_is_told_so(pair: Pair) -> None:
 
 def test_one_thread_reads_while_another_writes(backend: SyncBackend) -> None:
     data = bytes(range(256)) * 20_000
-    with Peer(echo) as peer, backend.connect_tcp("127.0.0.1", peer.port, timeout=5) as stream:
-        writer = in_thread(lambda: stream.write(data, timeout=10))
+    with Peer(echo) as peer, backend.connect_tcp("127.0.0.1", peer.port, timeout=30) as stream:
+        writer = in_thread(lambda: stream.write(data, timeout=30))
         received = bytearray()
         while len(received) < len(data):
-            received += stream.read(timeout=10)
+            received += stream.read(timeout=30)
         writer.result()
     assert received == data
 
@@ -468,7 +468,7 @@ def test_a_look_for_data_makes_no_reader_fail(pair: Pair) -> None:
     look.thread = -1  # another one's
     stream._transport.enter(look, READING, "read")
     peer.send(b"data")
-    reader = in_thread(lambda: stream.read(timeout=5))
+    reader = in_thread(lambda: stream.read(timeout=30))
     threading.Event().wait(0.02)
     assert reader.is_alive()
     stream._transport.reader = None
@@ -480,14 +480,14 @@ def test_a_reader_within_a_look_of_its_own_thread_is_refused(pair: Pair) -> None
     stream, _ = pair
     stream._transport.enter(Look(), READING, "read")
     with pytest.raises(ConcurrencyError):
-        stream.read(timeout=5)
+        stream.read(timeout=30)
     stream._transport.reader = None
 
 
 @pytest.mark.parametrize("way", ["close", "abort"])
 def test_an_interruptible_write_that_is_closed_under_way_is_a_write_error(pair: Pair, way: str) -> None:
     stream, _ = pair
-    writer = in_thread(lambda: stream.write_until_readable(bytes(50_000_000), timeout=5))
+    writer = in_thread(lambda: stream.write_until_readable(bytes(50_000_000), timeout=30))
     until(lambda: stream._transport.users)
     getattr(stream, way)()
     with pytest.raises(WriteError, match="closed"):
@@ -548,7 +548,7 @@ def test_a_released_buffer_is_the_callers_mistake(pair: Pair) -> None:
 def test_an_absurd_read_size_is_no_more_than_a_large_one(pair: Pair) -> None:
     stream, peer = pair
     peer.send(b"x")
-    assert stream.read(2**70, timeout=5) == b"x"
+    assert stream.read(2**70, timeout=30) == b"x"
 
 
 def test_a_broken_stream_that_is_dropped_is_gone_without_the_collector(tcp: Pair) -> None:
@@ -557,7 +557,7 @@ def test_a_broken_stream_that_is_dropped_is_gone_without_the_collector(tcp: Pair
     reset(peer)
     other = SyncStream(socket.fromfd(fd, socket.AF_INET, socket.SOCK_STREAM))
     with pytest.raises(ReadError):
-        other.read(timeout=5)
+        other.read(timeout=30)
     gone = weakref.ref(other)
     other.close()
     del other
@@ -573,7 +573,7 @@ def test_no_write_can_raise_sigpipe(pair: Pair, monkeypatch: pytest.MonkeyPatch)
     before = signal.signal(signal.SIGPIPE, lambda number, frame: got.append(number))
     try:
         with pytest.raises(WriteError):
-            stream.write(b"x", timeout=5)
+            stream.write(b"x", timeout=30)
     finally:
         signal.signal(signal.SIGPIPE, before)
     assert not got
@@ -582,13 +582,13 @@ def test_no_write_can_raise_sigpipe(pair: Pair, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("way", ["close", "abort"])
 def test_a_time_to_linger_does_not_hold_up_closing(tcp: Pair, way: str) -> None:
     stream, _ = tcp
-    linger = struct.pack("ii", 1, 5)
+    linger = struct.pack("ii", 1, 50)
     stream.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
     with pytest.raises(WriteTimeout):
         stream.write(bytes(50_000_000), timeout=0.05)
     start = monotonic()
     getattr(stream, way)()
-    assert monotonic() - start < 2
+    assert monotonic() - start < PATIENCE
 
 
 def test_closing_under_a_readers_feet_never_takes_another_connections_bytes() -> None:
@@ -642,7 +642,7 @@ def test_a_finaliser_may_close_at_any_moment(pair: Pair) -> None:
 def test_a_forgotten_stream_warns_and_frees_its_socket(backend: SyncBackend) -> None:
     with Peer(echo) as peer:
         before = open_fds()
-        stream = backend.connect_tcp("127.0.0.1", peer.port, timeout=5)
+        stream = backend.connect_tcp("127.0.0.1", peer.port, timeout=30)
         with pytest.warns(ResourceWarning, match=rf"unclosed <SyncStream \[open, 127.0.0.1:{peer.port}\]>"):
             del stream
         until(lambda: open_fds() <= before)
@@ -650,19 +650,21 @@ def test_a_forgotten_stream_warns_and_frees_its_socket(backend: SyncBackend) -> 
 
 def test_closing_does_not_wait_for_a_peer_that_does_not_read(backend: SyncBackend) -> None:
     with Peer(silent) as peer:
-        stream = backend.connect_tcp("127.0.0.1", peer.port, timeout=5)
-        with pytest.raises(WriteTimeout):
-            stream.write(bytes(50_000_000), timeout=0.05)
-        start = monotonic()
-        stream.close()
-        assert monotonic() - start < 1
+        for this in tries():
+            stream = backend.connect_tcp("127.0.0.1", peer.port, timeout=30)
+            with pytest.raises(WriteTimeout):
+                stream.write(bytes(50_000_000), timeout=0.05)
+            start = monotonic()
+            stream.close()
+            with this:
+                assert monotonic() - start < 0.5
 
 
 # --- facts -------------------------------------------------------------------------------------------------
 
 
 def test_the_facts_of_a_plain_stream(backend: SyncBackend) -> None:
-    with Peer(echo) as peer, backend.connect_tcp("127.0.0.1", peer.port, timeout=5) as stream:
+    with Peer(echo) as peer, backend.connect_tcp("127.0.0.1", peer.port, timeout=30) as stream:
         sock = stream.get_extra_info("socket")
         assert isinstance(sock, socket.socket)
         assert not sock.get_inheritable()

@@ -16,11 +16,11 @@ from lamina_sync_backend._waiting import READ, WRITE, SelectPoll, new_poll, wait
 from sync_peers import (
     BlackHole,
     Peer,
+    RefusingPorts,
     Table,
     client_context,
     echo,
     in_thread,
-    refusing_address,
     tls_echo,
     until,
 )
@@ -92,12 +92,12 @@ def test_the_last_fraction_of_a_millisecond_is_not_spun_through() -> None:
 
 
 def test_a_stream_works() -> None:
-    with Peer(echo) as peer, SyncBackend().connect_tcp("127.0.0.1", peer.port, timeout=5) as stream:
+    with Peer(echo) as peer, SyncBackend().connect_tcp("127.0.0.1", peer.port, timeout=30) as stream:
         data = bytes(3_000_000)
-        writer = in_thread(lambda: stream.write(data, timeout=10))
+        writer = in_thread(lambda: stream.write(data, timeout=30))
         received = 0
         while received < len(data):
-            received += len(stream.read(timeout=10))
+            received += len(stream.read(timeout=30))
         writer.result()
         assert stream.get_extra_info("is_readable") is False
         with pytest.raises(ReadTimeout):
@@ -105,10 +105,10 @@ def test_a_stream_works() -> None:
 
 
 def test_a_tls_stream_works() -> None:
-    with Peer(tls_echo()) as peer, SyncBackend().connect_tcp("127.0.0.1", peer.port, timeout=5) as stream:
-        stream.start_tls(client_context(), "server.example", timeout=5)
-        assert stream.write_until_readable(b"x", timeout=5) == 1
-        assert stream.read(timeout=5) == b"x"
+    with Peer(tls_echo()) as peer, SyncBackend().connect_tcp("127.0.0.1", peer.port, timeout=30) as stream:
+        stream.start_tls(client_context(), "server.example", timeout=30)
+        assert stream.write_until_readable(b"x", timeout=30) == 1
+        assert stream.read(timeout=30) == b"x"
 
 
 def test_closing_wakes_a_reader() -> None:
@@ -128,12 +128,12 @@ def test_a_write_that_nobody_takes_times_out() -> None:
         stream.write(bytes(10_000_000), timeout=0.02)
 
 
-def test_connecting_works_fails_and_times_out() -> None:
+def test_connecting_works_fails_and_times_out(refusing_address: RefusingPorts) -> None:
     with Peer(echo) as peer, BlackHole() as hole:
         backend = SyncBackend(resolver=Table(v4=[hole.address, refusing_address(), peer.address]))
-        backend.connect_tcp("host.example", 80, timeout=5).close()
+        backend.connect_tcp("host.example", 80, timeout=30).close()
         with pytest.raises(ConnectError) as caught:
-            backend.connect_tcp("127.0.0.1", refusing_address().sockaddr[1], timeout=5)
+            backend.connect_tcp("127.0.0.1", refusing_address().sockaddr[1], timeout=30)
         assert caught.value.errno == errno.ECONNREFUSED
         with pytest.raises(ConnectTimeout):
             backend.connect_tcp("127.0.0.1", hole.port, timeout=0.05)

@@ -5,12 +5,12 @@ Connecting is in `connecting`, the order of addresses in `dialing`, TLS in `tls`
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING, Any
 
 from ._errors import ArgumentTypeError, ArgumentValueError
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Iterable
 
     from ._streams import BytesLike, SocketAddress, SocketOption
@@ -19,7 +19,9 @@ __all__ = [
     "MAX_READ_SIZE",
     "byte_view",
     "check_read_size",
+    "close_without_lingering",
     "connected_to_itself",
+    "drop_incoming",
     "make_non_blocking",
     "set_options",
     "socket_address",
@@ -27,6 +29,14 @@ __all__ = [
 
 MAX_READ_SIZE = 1024 * 1024
 """Most bytes that one read returns, for the system is given room for all that are asked for."""
+
+DROP_SIZE = 64 * 1024
+"""Bytes that are read at once to be dropped."""
+
+DROPS = 4
+"""How often that is done: a peer that sends without end is not waited for."""
+
+_LINGER = getattr(socket, "SO_LINGER", None)
 
 
 # --- arguments of streams ----------------------------------------------------------------------------------
@@ -110,3 +120,37 @@ def connected_to_itself(sock: socket.socket) -> bool:
         return bool(sock.getsockname() == sock.getpeername())
     except OSError:  # reset already; the first use will tell
         return False
+
+
+def drop_incoming(sock: socket.socket) -> None:
+    """Read what has come, up to 256 KiB, and drop it: before an orderly close. Never waits or raises.
+
+    With bytes unread TCP closes by a reset (RFC 1122, section 4.2.2.13), and a peer that is told of a reset may lose
+    what it has not read yet of the bytes that we sent last.
+
+    Args:
+        sock: non-blocking. One that is closed already is left alone.
+    """
+    try:
+        for _ in range(DROPS):
+            if not sock.recv(DROP_SIZE):
+                return
+    except OSError:
+        pass  # there is nothing more, or the connection is broken anyway
+
+
+def close_without_lingering(sock: socket.socket) -> None:
+    """Close a socket without blocking.
+
+    With a time to linger (`SO_LINGER`), which a caller may have set, the system would block in `close`, non-blocking
+    socket or not. A time of 0 (end by a reset) does not block, and stays.
+    """
+    try:
+        if _LINGER is not None and sock.fileno() >= 0:
+            linger = sock.getsockopt(socket.SOL_SOCKET, _LINGER, 8)
+            if any(linger[len(linger) // 2 :]):
+                sock.setsockopt(socket.SOL_SOCKET, _LINGER, bytes(len(linger)))
+    except OSError:
+        pass  # no such option for this kind of socket
+    finally:
+        sock.close()
