@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import trustme
 
-from lamina_async_backends._asyncio_stream import AsyncioStream
+from lamina_async_backends._asyncio import AsyncioStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,6 +37,11 @@ LOOPS: list[Any] = [
 """For anyio's plugin."""
 
 LOOP_NAMES = ("asyncio", "asyncio-debug", "uvloop")
+
+
+def transport_of(stream: AsyncioStream) -> Any:
+    """What is within a stream, of a class that the tests need not name."""
+    return stream._transport
 
 
 # --- what must not be left -----------------------------------------------------------------------------------

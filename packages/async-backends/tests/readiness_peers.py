@@ -85,7 +85,7 @@ class Peer:
         self.port: int = self._listener.getsockname()[1]
         self.address = ResolvedAddress(socket.AF_INET, ("127.0.0.1", self.port))
         self.connections: list[socket.socket] = []
-        self.ended = 0  # scripts
+        self.ended = 0  # scripts, and their connections
         self._threads: list[threading.Thread] = []
         self._errors: list[BaseException] = []
 
@@ -132,7 +132,7 @@ class Peer:
                 pass
             except BaseException as exc:  # noqa: BLE001 - raised again at the end of the test
                 self._errors.append(exc)
-            self.ended += 1
+        self.ended += 1
 
 
 def echo(connection: socket.socket) -> None:

@@ -27,6 +27,7 @@ from asyncio_peers import (
     nothing_left,
     pair,
     reset,
+    transport_of,
     until,
 )
 from lamina_async_backends._asyncio import AsyncioBackend, AsyncioStream
@@ -232,14 +233,14 @@ async def test_an_idle_connection_that_ends_is_not_watched_over_and_over() -> No
         assert await stream.read() == b"x"
         theirs.shutdown(socket.SHUT_WR)
         calls = 0
-        original = stream._transport._on_readable
+        original = transport_of(stream)._on_readable
 
         def counting() -> None:
             nonlocal calls
             calls += 1
             original()
 
-        asyncio.get_running_loop().add_reader(stream._transport._fd, counting)
+        asyncio.get_running_loop().add_reader(transport_of(stream)._fd, counting)
         for _ in range(50):
             await asyncio.sleep(0.0)
         assert calls <= 1
@@ -415,7 +416,7 @@ async def test_bytes_and_the_end_of_a_wait_in_the_same_turn(anyio_backend: Any) 
             theirs.sendall(supply[sent % 256 :][:size])
             sent += size
             if kind == "timer in the same turn":
-                waiter = stream._transport._read_waiter
+                waiter = transport_of(stream)._read_waiter
                 if waiter is not None and not waiter.done():
                     waiter.set_result(None)
             for _ in range(chance.randint(0, 3)):
@@ -723,7 +724,7 @@ async def test_what_a_stream_tells_about_itself() -> None:
     with pair() as (stream, theirs):
         assert stream.get_extra_info("client_addr") == theirs.getpeername()
         assert stream.get_extra_info("server_addr") == theirs.getsockname()
-        assert stream.get_extra_info("socket").fileno() == stream._transport._fd
+        assert stream.get_extra_info("socket").fileno() == transport_of(stream)._fd
         assert stream.get_extra_info("ssl_object") is None
         assert stream.get_extra_info("timings") == ()
         assert stream.get_extra_info("anything else") is None

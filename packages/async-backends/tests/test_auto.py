@@ -42,6 +42,7 @@ def test_it_takes_the_backend_for_what_runs(run: Run, class_: type, tmp_path: Pa
                 await stream.write(b"hello")
                 assert await stream.read(timeout=PATIENCE) == b"hello"
                 sock = stream.get_extra_info("socket")
+                assert sock is not None
                 assert not sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         async with await backend.connect_unix_socket(path, timeout=PATIENCE) as stream:
             assert type(stream) is class_
@@ -106,3 +107,37 @@ def test_under_asyncio_it_imports_neither_trio_nor_anyio() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert not loaded - {"ssl"}  # which asyncio itself imports
+
+
+@pytest.mark.parametrize("anyio_is_installed", [True, False])
+def test_where_the_loop_cannot_watch_sockets_it_takes_anyios_way(anyio_is_installed: bool) -> None:
+    """As under Windows' `ProactorEventLoop`. In a process of its own, since anyio's thread stays."""
+    code = (
+        "import asyncio, socket, sys, threading\n"
+        f"if not {anyio_is_installed}:\n"
+        "    sys.modules['anyio'] = None\n"
+        "import lamina_async_backends as lab\n"
+        "class Proactor(asyncio.SelectorEventLoop):\n"
+        "    def refuse(self, *args):\n"
+        "        raise NotImplementedError\n"
+        "    add_reader = asyncio.AbstractEventLoop.add_reader\n"
+        "    add_writer = remove_reader = remove_writer = refuse\n"
+        "async def main():\n"
+        "    backend = lab.AutoBackend()\n"
+        "    try:\n"
+        "        stream = await backend.connect_tcp(*server.getsockname(), timeout=10)\n"
+        "    except Exception as exc:\n"
+        "        print(type(exc).__name__)\n"
+        "        return\n"
+        "    await stream.write(b'hello', timeout=10)\n"
+        "    with server.accept()[0] as connection:\n"
+        "        connection.sendall(connection.recv(5))\n"
+        "        print(type(stream).__name__, await stream.read(timeout=10))\n"
+        "    await stream.aclose()\n"
+        "with socket.create_server(('127.0.0.1', 0)) as server:\n"
+        "    loop = Proactor()\n"
+        "    loop.run_until_complete(main())\n"
+        "    loop.close()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ("AnyIOStream b'hello'" if anyio_is_installed else "UnsupportedProtocol")

@@ -11,6 +11,7 @@ import sys
 import textwrap
 import threading
 import warnings
+from functools import partial
 from typing import Any
 
 import anyio
@@ -20,6 +21,7 @@ import trio
 import trio.testing
 
 from lamina_async_backends import AnyIOStream, TrioBackend, TrioStream
+from lamina_async_backends._readiness import Waiter
 from lamina_interfaces import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -351,6 +353,54 @@ async def test_a_cancelled_task_of_asyncio_is_cancelled_though_a_wait_ends_in_th
         assert task.cancelled()
     finally:
         close_deadline(deadline)
+
+
+def is_stuck(stream: Any) -> bool:
+    """Whether somebody waits to write."""
+    return stream._transport._writable is not None
+
+
+@pytest.mark.parametrize("timeout", [None, PATIENCE])
+async def test_a_cancelled_task_of_asyncio_is_cancelled_though_one_of_two_waits_ends(
+    backend: Any, runtime_name: str, timeout: float | None
+) -> None:
+    """In whatever turn: the nursery of the two waits cancels as well, for its own sake."""
+    if runtime_name != "asyncio":
+        return  # there are no tasks of asyncio
+    for turns in range(8):
+        ours, theirs = socket.socketpair()
+        with theirs:
+            stream = await backend.wrap_socket(ours)
+            task = asyncio.ensure_future(stream.write_until_readable(MUCH, timeout=timeout))
+            await until(partial(is_stuck, stream))
+            theirs.sendall(b"stop")
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            is_cancelled = task.cancel()
+            await asyncio.wait([task], timeout=PATIENCE)
+            assert task.cancelled() == is_cancelled
+            stream.abort()
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("urgent", [KeyboardInterrupt, asyncio.CancelledError])
+async def test_of_several_failures_a_cancellation_or_an_interrupt_is_raised(
+    backend: Any, urgent: type[BaseException], place: int, nested: bool
+) -> None:
+    """Lest it be swallowed."""
+    errors: list[BaseException] = [ValueError("of a resolver's")]
+    errors.insert(place, urgent())
+    group = BaseExceptionGroup("", errors)
+    if nested:
+        group = BaseExceptionGroup("", [group])
+
+    async def main(nursery: object) -> None:
+        raise group
+
+    waiter = Waiter(type(backend)._stream_class._library, current_runtime())
+    with pytest.raises(urgent):
+        await waiter.with_children(main)
 
 
 async def test_a_timeout_of_asyncio_ends_a_read_and_a_write(pair: Pair, runtime_name: str) -> None:

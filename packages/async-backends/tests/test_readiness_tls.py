@@ -3,7 +3,9 @@
 import os
 import socket
 import ssl
+import struct
 import threading
+from time import monotonic
 from typing import Any
 
 import anyio
@@ -137,7 +139,7 @@ async def test_there_is_no_farewell_where_it_would_be_a_lie(backend: Any, how: s
                 await stream.write(MUCH, timeout=0.02)
             if how != "cut short":
                 go.set()
-                await until(lambda: stream.get_extra_info("is_readable") or not len(stream._transport.unsent))
+                await until(lambda: stream._transport.queue(b"") or not stream._transport.unsent)
             await stream.aclose()
         go.set()
         await until(lambda: peer.ended)
@@ -243,6 +245,51 @@ async def test_an_upload_stops_at_the_answer_and_its_rest_goes_out_with_the_next
                 tasks.start_soon(stream.write, b"after")  # waits for what the reader waits for
                 await rounds(5)
                 go_on.set()
+
+
+async def test_a_peer_that_makes_us_answer_but_does_not_read_is_cut_off(backend: Any) -> None:
+    go_on = threading.Event()
+    with Peer(layered(1, lambda tls: go_on.wait(PATIENCE))) as peer:
+        async with await connect(backend, peer) as stream:
+            with pytest.raises(WriteTimeout):
+                await stream.write(MUCH, timeout=0.05)
+            while len(stream._transport.unsent) <= 1024 * 1024:
+                stream._transport.queue(bytes(65536))
+            stream._tls.engine.write(b"as if it were an answer")
+            with pytest.raises(ReadError, match="wants answers, and does not read them"):
+                await stream.read(timeout=PATIENCE)
+        go_on.set()
+
+
+async def test_a_writer_learns_of_a_break_that_a_reader_was_told_of(backend: Any) -> None:
+    """What was queued is lost then: the write must not end as if it had been sent."""
+    go_on = threading.Event()
+
+    def reset(tls: ServerTLS) -> None:
+        go_on.wait(PATIENCE)
+
+    def serve(connection: socket.socket) -> None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
+        layered(1, reset)(connection)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    with Peer(serve) as peer:
+        async with await connect(backend, peer) as stream, anyio.create_task_group() as tasks:
+
+            async def write() -> None:
+                with pytest.raises(WriteError, match="the connection broke") as caught:
+                    await stream.write(bytes(128 * 1024), timeout=PATIENCE)
+                assert caught.value.errno
+
+            stream.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16 * 1024)
+            tasks.start_soon(write)
+            await until(lambda: stream._transport._writable is not None)
+            go_on.set()
+            end = monotonic() + PATIENCE
+            while not peer.ended:
+                assert monotonic() < end  # the writer must not run before the next lines
+            with pytest.raises(WriteError):
+                stream._transport.queue(b"an answer, by a reader")
 
 
 @pytest.mark.parametrize("method", ["write", "write_until_readable"])

@@ -523,18 +523,42 @@ def test_a_closer_that_comes_in_between_is_noticed(
     assert transport.sock.fileno() == -1
 
 
-def test_a_time_out_does_not_keep_the_buffer(pair: Pair) -> None:
+@pytest.mark.parametrize("way", ["write", "write_until_readable"])
+def test_a_time_out_does_not_keep_the_buffer(pair: Pair, way: str) -> None:
     stream, _ = pair
     buffer = bytearray(50_000_000)
-    with pytest.raises(WriteTimeout):
-        stream.write(buffer, timeout=0.05)
     caught = None
     try:
-        stream.write_until_readable(buffer, timeout=0.05)
+        getattr(stream, way)(buffer, timeout=0.05)
     except WriteTimeout as exc:
         caught = exc
     buffer.clear()  # raises BufferError while somebody holds it
     assert caught is not None
+
+
+@pytest.mark.parametrize("way", ["write", "write_until_readable"])
+def test_nothing_is_sent_behind_a_write_that_was_broken_off(pair: Pair, way: str) -> None:
+    """The peer would take it for the rest."""
+    stream, peer = pair
+    with pytest.raises(WriteTimeout):
+        getattr(stream, way)(bytes(50_000_000), timeout=0.05)
+    peer.recv(1 << 20)
+    for again in (stream.write, stream.write_until_readable):
+        with pytest.raises(WriteError, match="an earlier write was not completed"):
+            again(b"x", timeout=30)
+    peer.sendall(b"an answer")
+    assert stream.read(timeout=30) == b"an answer"
+
+
+def test_a_write_that_was_refused_breaks_nothing_off(pair: Pair) -> None:
+    stream, peer = pair
+    for refused in (-1, float("nan")):
+        with pytest.raises(ArgumentValueError):
+            stream.write(b"lost", timeout=refused)
+    with pytest.raises(WriteTimeout):
+        stream.write(b"lost", timeout=0)
+    stream.write(b"kept", timeout=30)
+    assert peer.recv(64) == b"kept"
 
 
 def test_a_released_buffer_is_the_callers_mistake(pair: Pair) -> None:

@@ -473,8 +473,30 @@ def test_no_farewell_is_sent_behind_an_unfinished_record(
             return 1
 
         monkeypatch.setattr(stream._transport, "send_now", takes_a_byte)
+        # As `write_until_readable` leaves it, which may end with a rest.
+        stream._transport.half_sent = False
         stream.close()
     assert attempts == [rest]
+
+
+def test_no_farewell_is_sent_behind_a_write_that_was_broken_off(
+    backend: SyncBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would say that all has been said."""
+
+    def script(connection: socket.socket) -> None:
+        ServerTLS(connection, server_context()).handshake()
+        silent(connection)
+
+    with Peer(script) as peer:
+        stream = connect(backend, peer)
+        stream.start_tls(client_context(), NAME, timeout=30)
+        with pytest.raises(WriteTimeout):
+            stream.write(bytes(50_000_000), timeout=0.3)
+        sent: list[memoryview] = []
+        monkeypatch.setattr(stream._transport, "send_now", sent.append)
+        stream.close()
+    assert sent == []
 
 
 @pytest.mark.parametrize("way", ["close", "abort"])

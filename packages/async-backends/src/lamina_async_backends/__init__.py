@@ -2,6 +2,7 @@
 
 Each module is imported when one of its names is first used, so that nobody pays for a library that he does not use.
 
+- `_stream`, `_tls`: what all streams are, over a `Transport` (`_transport`), which each of the others brings.
 - `_asyncio` and the modules that begin like it: `AsyncioBackend`, `AsyncioStream`; standard library only.
 - `_trio`, `_anyio`: `TrioBackend`, `TrioStream`, `AnyIOBackend`, `AnyIOStream`. What they have in common, which is all
   but their primitives, is in `_readiness` and the modules that begin like it.

@@ -7,21 +7,31 @@ from typing import TYPE_CHECKING, ClassVar
 import anyio
 import anyio.lowlevel
 
+from lamina_interfaces import running_runtime
+
 from ._readiness import Library
-from ._readiness_backend import ReadinessBackend
-from ._readiness_stream import ReadinessStream
+from ._readiness_backend import ReadinessBackend, ReadinessStream
 
 if TYPE_CHECKING:
     from lamina_interfaces import RuntimeName
 
+
+def _cancellations() -> int:
+    if running_runtime() != "asyncio":
+        return 0
+    from asyncio import current_task
+
+    task = current_task()
+    return 0 if task is None else task.cancelling()
+
+
 ANYIO = Library(
     checkpoint=anyio.lowlevel.checkpoint,
     checkpoint_if_cancelled=anyio.lowlevel.checkpoint_if_cancelled,
-    cancel_shielded_checkpoint=anyio.lowlevel.cancel_shielded_checkpoint,
     wait_readable=anyio.wait_readable,
     wait_writable=anyio.wait_writable,
-    cancel_scope=anyio.CancelScope,
     open_nursery=anyio.create_task_group,
+    cancellations=_cancellations,
 )
 """anyio's primitives, which find out for themselves what runs."""
 

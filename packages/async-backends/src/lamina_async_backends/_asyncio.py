@@ -9,21 +9,52 @@ from lamina_interfaces import AsyncNetworkBackend, ConnectError, Limit
 from lamina_interfaces.connecting import Dial, UnixDial
 from lamina_interfaces.dialing import default_socket_options
 from lamina_interfaces.resolving import check_resolver
+from lamina_interfaces.sockets import make_non_blocking
 from lamina_interfaces.translation import network_error
 
-from ._asyncio_stream import AsyncioStream
-from ._asyncio_transport import REFUSALS, running_loop, wake
+from ._asyncio_transport import REFUSALS, AsyncioTransport, running_loop, wake
+from ._stream import Stream
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Iterable, Sequence
+    from typing import Self
 
     from lamina_interfaces import AsyncResolver, ResolvedAddress, Resolver, SocketOption
 
-__all__ = ["AsyncioBackend", "AsyncioStream"]
-
 CLEAN_UP_SECONDS = 1.0
 """How long a resolver that was cancelled may take to end."""
+
+
+class AsyncioStream(Stream):
+    """A stream over a connected socket, for asyncio. The contract is `AsyncNetworkStream`'s.
+
+    It belongs to the event loop in which it is made; in another one it gives `ConcurrencyError`. One task may read
+    while another writes; a second reader or writer gets `ConcurrencyError`. `aclose`, `close_now` and `abort` wake
+    those who wait, and `abort` may be called from any thread, by finalisers, and when the loop has ended.
+
+    What need not wait does not suspend, save now and then to let other tasks run.
+
+    Args:
+        sock: a connected stream socket (TCP or unix), not an `ssl.SSLSocket`. The stream's from now on; it is
+            made non-blocking.
+        timings: how long the steps of connecting took.
+
+    Raises:
+        ArgumentTypeError, ArgumentValueError: `sock` is no plain socket, or closed. It is left as it was.
+        ConcurrencyError: no loop of asyncio runs here.
+        UnsupportedProtocol: the running loop cannot watch sockets, as Windows' `ProactorEventLoop`.
+    """
+
+    @classmethod
+    async def from_socket(cls, sock: socket.socket) -> Self:
+        """A stream over a connected plain socket, as the class makes it."""
+        return cls(sock)
+
+    def _transport_over(self, sock: socket.socket) -> AsyncioTransport:
+        loop = running_loop()
+        make_non_blocking(sock)
+        return AsyncioTransport(sock, loop)
 
 
 class AsyncioBackend(AsyncNetworkBackend):

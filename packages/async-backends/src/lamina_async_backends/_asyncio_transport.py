@@ -1,10 +1,13 @@
 """A connected socket on an event loop of asyncio: its users, its waits, and the end of its life.
 
-Why not `asyncio.Transport`. It reads ahead whether or not anybody wants the bytes, closes the socket by itself when a
-send fails, with the peer's last answer unread in the kernel, hides how much the kernel has taken, and has to be taken
-apart where a finaliser, another thread or a loop that has ended closes it. Here the loop only says when the socket
-is ready (`add_reader`, `add_writer`, which every selector loop has, and uvloop), and the socket stays ours. That is
-also the faster way: 25 % more on a bulk download than a bare `BufferedProtocol`, and the same for small messages.
+Why not `asyncio.BufferedProtocol` over a transport. Both were built and put to the same tests, and move data equally
+fast. But a transport is a second owner of the descriptor. It closes the socket by itself when a send fails, with the
+peer's last answer unread in the kernel, and frees it a turn of the loop later than we do. Where a loop ends before its
+streams, asyncio's transports warn though the socket was freed, and uvloop's warn in the midst of closing the loop,
+which fails (`OSError: EBUSY`) where warnings are errors; so a pool could not outlive its loop. And connecting costs 15
+to 30 % more. Here the loop only says when the socket is ready (`add_reader`, `add_writer`, which every selector loop
+has, and uvloop), and the socket stays ours. What has neither, Windows' `ProactorEventLoop`, is left to anyio, which
+watches sockets there by a thread (`AutoBackend`).
 
 Three things make it fast:
 
@@ -32,7 +35,10 @@ from types import coroutine
 from typing import TYPE_CHECKING
 
 from lamina_interfaces import ConcurrencyError, UnsupportedProtocol
+from lamina_interfaces.sockets import close_without_lingering, drop_incoming
 from lamina_interfaces.translation import network_error
+
+from ._transport import BROKE, BULK, CLOSED, HALF_SENT, INHERITED, READING, WRITING
 
 if TYPE_CHECKING:
     import asyncio
@@ -40,33 +46,17 @@ if TYPE_CHECKING:
 
     from lamina_interfaces import Limit, NetworkError, Phase
 
-READING = 1
-WRITING = 2
-
-BULK = 16 * 1024
-"""After a read of so many bytes more are likely to be there, so the next one tries before it waits."""
-
 TURNS = 16
 """Operations in a row that do not wait, before other tasks get their turn: with 64 KiB each, some 0.3 ms."""
 
 DIRECT_SIZE = 64 * 1024
 """Bytes that are received at once where nobody has said how many are wanted."""
 
-MOST_UNSENT = 1024 * 1024
-"""Bytes that may wait for the peer without a writer: a peer that makes us answer, but does not read, is cut off."""
-
 REFUSALS = (OSError, RuntimeError)
 """What a loop raises that will not watch a socket: its selector is full, or a transport of asyncio has the socket."""
 
 # A process that handles SIGPIPE in its own way must not get one from us.
 _SEND_FLAGS = getattr(socket, "MSG_NOSIGNAL", 0)
-
-_LINGER = getattr(socket, "SO_LINGER", None)
-
-_CLOSED = "the stream is closed"
-_INHERITED = "the stream belongs to the parent process"
-_BROKE = "the connection broke"
-_HALF_SENT = "an earlier write was not completed"
 
 
 def running_loop() -> asyncio.AbstractEventLoop:
@@ -83,7 +73,7 @@ def running_loop() -> asyncio.AbstractEventLoop:
         raise ConcurrencyError("no event loop of asyncio is running here")
     if type(loop).add_reader is AbstractEventLoop.add_reader:
         raise UnsupportedProtocol(
-            f"{type(loop).__name__} cannot watch sockets (add_reader); use a SelectorEventLoop"
+            f"{type(loop).__name__} cannot watch sockets (add_reader); use a SelectorEventLoop, or AnyIOBackend"
         )
     return loop
 
@@ -99,17 +89,14 @@ def _let_others_go_first() -> Generator[None, None, None]:
     yield  # as `asyncio.sleep(0)` does
 
 
-class Transport:
-    """A non-blocking socket, and the loop that watches it. To be used in that loop, save for `close`.
+class AsyncioTransport:
+    """A non-blocking socket, and the loop that watches it: the `Transport` of asyncio.
+
+    What is queued is sent by callbacks, as soon as the kernel takes it.
 
     Args:
         sock: a connected, non-blocking socket, the transport's from now on.
         loop: the running loop.
-
-    Attributes:
-        closed: whether `close` was called.
-        users: the sides that are in use.
-        unsent: bytes that the kernel has not taken yet, sent by callbacks as soon as it does (`queue`).
     """
 
     def __init__(self, sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
@@ -117,6 +104,7 @@ class Transport:
 
         self.sock = sock
         self.loop = loop
+        self.now = loop.time
         self.closed = False
         self.users = 0
         self.unsent = bytearray()
@@ -135,35 +123,32 @@ class Transport:
         self._half_sent = False
         self._bulk = False
         self._turns = 0
+        # uvloop no longer watches a socket that was reset while nobody waited, and does not say so.
+        self._forgets = type(loop).__module__.startswith("uvloop")
 
     # --- users and the end ---------------------------------------------------------------------------------
 
     def enter(self, sides: int, phase: Phase) -> None:
-        """Begin to use one side or both; `leave` ends it.
-
-        Raises:
-            ConcurrencyError: it is in use, or belongs to another loop.
-            NetworkError: the transport is closed, or the parent process's.
-        """
+        """See `Transport.enter`."""
         if getpid() != self._pid:
-            raise network_error(OSError(_INHERITED), phase)
+            raise network_error(OSError(INHERITED), phase)
         if self._running_loop() is not self.loop:
             raise ConcurrencyError("this stream belongs to another event loop", phase=phase)
         if common := sides & self.users:
             doing = "reading from" if common & READING else "writing to"
             raise ConcurrencyError(f"another task is {doing} this stream", phase=phase)
         if self.closed:
-            raise network_error(OSError(_CLOSED), phase)
+            raise network_error(OSError(CLOSED), phase)
         if sides & WRITING and self._half_sent:
-            raise network_error(OSError(_HALF_SENT), phase)
+            raise network_error(OSError(HALF_SENT), phase)
         self.users |= sides
 
     def leave(self, sides: int) -> None:
-        """Use it no longer."""
+        """See `Transport.leave`."""
         self.users &= ~sides
 
     def give_up_writing(self) -> None:
-        """Take note that a write was broken off: nothing that is sent from now on would make sense to the peer."""
+        """See `Transport.give_up_writing`."""
         self._half_sent = True
 
     @property
@@ -173,19 +158,18 @@ class Transport:
 
     @property
     def inherited(self) -> bool:
-        """Whether this process has the transport from its parent."""
+        """See `Transport.inherited`."""
         return getpid() != self._pid
 
     @property
     def may_take_leave(self) -> bool:
-        """Whether what is sent now comes after whole messages, so that a farewell would be true."""
+        """See `Transport.may_take_leave`."""
         return not (self.closed or self._half_sent or self.users & WRITING or self.inherited) and self.is_here
 
-    def close(self) -> None:
-        """Wake those who wait, and free the socket. Never raises or blocks.
-
-        From any thread, by finalisers, and whether the loop runs, stands still or is closed.
-        """
+    def close(self, *, gracefully: bool = False) -> None:
+        """See `Transport.close`."""
+        if gracefully and not self.users:
+            drop_incoming(self.sock)
         self.closed = True
         if self.sock.fileno() < 0:
             return
@@ -202,7 +186,7 @@ class Transport:
     def _free(self) -> None:
         if self.sock.fileno() < 0:
             return
-        self._read_failure = self._write_failure = OSError(_CLOSED)
+        self._read_failure = self._write_failure = OSError(CLOSED)
         self._news = True
         self._stash = b""
         self.unsent.clear()
@@ -230,10 +214,14 @@ class Transport:
     # --- reading -------------------------------------------------------------------------------------------
 
     async def receive(self, max_bytes: int, limit: Limit) -> bytes:
-        """Wait for bytes; `b""` at the end. By the user of the reading side."""
+        """See `Transport.receive`."""
         if self._bulk and not self._news and self._turns < TURNS:
             self._turns += 1
             self._fill(max_bytes)
+        if self._forgets and self._watched & READING and not self._news:
+            await self.take_turns()
+            if not self._news:
+                self._fill(max_bytes)
         while not self._news:
             self._wanted = max_bytes
             self._read_waiter = waiter = self.loop.create_future()
@@ -249,13 +237,13 @@ class Transport:
         return self._take(max_bytes)
 
     def receive_now(self, max_bytes: int) -> bytes | None:
-        """The bytes that are there; `None` if there are none, `b""` at the end."""
+        """See `Transport.receive_now`."""
         if not self._news:
             self._fill(max_bytes)
         return self._take(max_bytes) if self._news else None
 
     def readable_now(self) -> bool:
-        """Whether `receive` would return at once."""
+        """See `Transport.readable_now`."""
         if self._news:
             return True
         if hasattr(select, "poll"):
@@ -305,7 +293,7 @@ class Transport:
     # --- writing -------------------------------------------------------------------------------------------
 
     async def send(self, view: memoryview, limit: Limit) -> None:
-        """Send all of it, without a copy. By the user of the writing side."""
+        """See `Transport.send`."""
         if self._turns < TURNS:  # here too, since a coroutine that has nothing to wait for costs its call
             self._turns += 1
         else:
@@ -317,7 +305,7 @@ class Transport:
                 sent += self.send_now(rest)
 
     def send_now(self, view: memoryview | bytearray | bytes) -> int:
-        """Send what the system takes at once; how many bytes that was."""
+        """See `Transport.send_now`."""
         if self._write_failure is not None:
             raise self._error(self._write_failure, "write") from self._write_failure
         try:
@@ -330,7 +318,7 @@ class Transport:
         raise self._error(self._write_failure, "write") from self._write_failure
 
     async def send_until_readable(self, view: memoryview, limit: Limit) -> int:
-        """Send all of it, or less if something can be read before. By the user of both sides."""
+        """See `Transport.send_until_readable`."""
         sent = 0
         await self.take_turns()
         while sent < len(view) and not self.readable_now():
@@ -342,7 +330,7 @@ class Transport:
         return sent
 
     async def take_turns(self) -> None:
-        """Let other tasks go first, if this one has not waited for long."""
+        """See `Transport.take_turns`. It is due if this task has not waited for long."""
         self._turns += 1
         if self._turns > TURNS:
             self._turns = 0
@@ -353,7 +341,7 @@ class Transport:
         await self._wait_to_write(limit, WRITING)
 
     async def wait_either(self, limit: Limit) -> None:
-        """The same, but end as well when something can be read. By the user of both sides."""
+        """See `Transport.wait_either`. By the user of both sides."""
         await self._wait_to_write(limit, READING | WRITING)
 
     async def _wait_to_write(self, limit: Limit, sides: int) -> None:
@@ -371,14 +359,10 @@ class Transport:
         if self._watched & WRITING and not (sides & READING and self._news) and limit.expired():
             raise limit.error()  # it was the timer
         if self.closed:
-            raise network_error(OSError(_CLOSED), limit.phase)
+            raise network_error(OSError(CLOSED), limit.phase)
 
     def queue(self, data: bytes) -> None:
-        """Send it after what is queued already: now, as far as that goes, and the rest as soon as it goes.
-
-        Raises:
-            NetworkError: the connection broke, or is closed.
-        """
+        """See `Transport.queue`. The rest goes out though nobody waits."""
         if not self.unsent:
             data = data[self.send_now(data) :] if data else data
         if data:
@@ -386,11 +370,7 @@ class Transport:
             self._watch(WRITING)
 
     async def flush(self, limit: Limit) -> None:
-        """Wait until the system has taken all that is queued. By the user of the writing side.
-
-        Raises:
-            NetworkError: the connection broke, or is closed.
-        """
+        """See `Transport.flush`."""
         while self.unsent:
             await self.wait_writable(limit)
         if self._write_failure is not None:
@@ -418,9 +398,6 @@ class Transport:
         timer = None if seconds is None else self.loop.call_later(seconds, wake, waiter)
         try:
             await waiter
-        except BaseException:
-            limit.interrupted()
-            raise
         finally:
             if timer is not None:
                 timer.cancel()
@@ -434,10 +411,7 @@ class Transport:
             if sides & WRITING:
                 self.loop.add_writer(self._fd, self._on_writable)
                 self._watched |= WRITING
-        except (
-            OSError,
-            RuntimeError,
-        ) as exc:  # the selector is full; a transport of asyncio has the socket too
+        except REFUSALS as exc:
             phase: Phase = "read" if sides == READING else "write"
             raise network_error(exc, phase, "the event loop cannot watch the socket") from exc
 
@@ -450,21 +424,4 @@ class Transport:
             self.loop.remove_writer(self._fd)
 
     def _error(self, exc: OSError, phase: Phase) -> NetworkError:
-        return network_error(exc, phase, "" if self.closed else _BROKE)
-
-
-def close_without_lingering(sock: socket.socket) -> None:
-    """Close a socket without blocking.
-
-    With a time to linger, which a caller may have set, the system would block in `close`, non-blocking or not. A time
-    of 0 (end by a reset) does not block, and stays.
-    """
-    try:
-        if _LINGER is not None and sock.fileno() >= 0:
-            linger = sock.getsockopt(socket.SOL_SOCKET, _LINGER, 8)
-            if any(linger[len(linger) // 2 :]):
-                sock.setsockopt(socket.SOL_SOCKET, _LINGER, bytes(len(linger)))
-    except OSError:
-        pass  # no such option for this kind of socket
-    finally:
-        sock.close()
+        return network_error(exc, phase, "" if self.closed else BROKE)

@@ -1,13 +1,17 @@
 """Waiting for sockets to become ready, the same text for trio and for anyio.
 
 Both libraries have the same primitives: they tell when a non-blocking socket can be read or written, they have
-cancel scopes with deadlines, nurseries, and checkpoints. So the streams and the dialling over them are written
-once, against the few primitives of a `Library`; this is the only module that knows how they are used.
+nurseries, and checkpoints. So the streams and the dialling over them are written once, against the few primitives of a
+`Library`; this is the only module that knows how they are used.
 
 How a wait ends. Its `Limit` is a time-out or an ambient deadline or both, and the block of a deadline is itself a
 cancel scope around us. So a wait may end by a scope of its own, which then says with full circumstances what took
 too long, or by being cancelled from outside, be it by that block at the very same moment or by somebody else.
 A cancellation from outside is always let through; `Limit.interrupted` leaves the circumstances for the block.
+
+The scopes are the runtime's own (`Runtime.open_scope`), which under asyncio count who has asked for a cancellation.
+Those of anyio before 4.16 lose one by asyncio's own means (`Task.cancel`, `asyncio.timeout`) that comes in the moment
+in which they end; its nurseries too, so that is made good after each (`Library.cancellations`).
 
 Scopes and nurseries cost more than the system calls between them, so there is one only where it is needed: a scope
 for a wait that has a limit, a nursery for two waits at a time.
@@ -18,16 +22,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from lamina_interfaces import ConcurrencyError, Deadline, current_runtime
+
 if TYPE_CHECKING:
     import socket
     from collections.abc import Awaitable, Callable
-    from contextlib import AbstractAsyncContextManager, AbstractContextManager
+    from contextlib import AbstractAsyncContextManager
+    from types import TracebackType
 
-    from lamina_interfaces import Limit, Runtime
+    from lamina_interfaces import Limit, Runtime, RuntimeName, Scope
 
 
 class CancelScope(Protocol):
-    """The part of a cancel scope that is used here."""
+    """The part of a nursery's cancel scope that is used here."""
 
     def cancel(self) -> Any:
         """Cancel what is in it."""
@@ -52,18 +59,56 @@ class Library:
     Attributes:
         checkpoint: lets other tasks run; raises a cancellation that is due.
         checkpoint_if_cancelled: only the second of these.
-        cancel_shielded_checkpoint: only the first; where asyncio runs, `Task.cancel` comes through nevertheless.
-        cancel_scope: makes a scope, takes `deadline=` on the runtime's clock.
         open_nursery: to be entered, gives a `Nursery`.
+        cancellations: how many the running task has been sent by other means than the library's, and not got rid of.
     """
 
     checkpoint: Callable[[], Awaitable[None]]
     checkpoint_if_cancelled: Callable[[], Awaitable[None]]
-    cancel_shielded_checkpoint: Callable[[], Awaitable[None]]
     wait_readable: Callable[[socket.socket], Awaitable[None]]
     wait_writable: Callable[[socket.socket], Awaitable[None]]
-    cancel_scope: Callable[..., AbstractContextManager[object, bool | None]]
     open_nursery: Callable[[], AbstractAsyncContextManager[Any]]
+    cancellations: Callable[[], int]
+
+
+def running_here(who: str, possible: tuple[RuntimeName, ...]) -> Runtime:
+    """The runtime of the calling task.
+
+    Args:
+        who: the class that needs one.
+        possible: the runtimes that it can use.
+
+    Raises:
+        ConcurrencyError: another one runs here, or none.
+    """
+    runtime = current_runtime()
+    if runtime.name not in possible:
+        here = "no event loop" if runtime.name == "threads" else runtime.name
+        raise ConcurrencyError(f"{who} works under {' or '.join(possible)}, and {here} runs here")
+    return runtime
+
+
+class _Timer:
+    """Ends its block after some seconds, by the runtime's cancel scope, and without a word."""
+
+    __slots__ = ("_deadline", "_runtime", "_scope")
+
+    def __init__(self, seconds: float, runtime: Runtime) -> None:
+        self._deadline = Deadline(seconds, runtime.now)
+        self._runtime = runtime
+        self._scope: Scope | None = None
+
+    def __enter__(self) -> None:
+        self._scope = self._runtime.open_scope(self._deadline)
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        scope, self._scope = self._scope, None
+        try:
+            return scope is not None and scope.close(exc_type, exc, traceback)
+        finally:
+            self._deadline.end()
 
 
 class Waiter:
@@ -109,7 +154,7 @@ class Waiter:
             if seconds is None:
                 await ready(*args)
                 return
-            with self.library.cancel_scope(deadline=now() + seconds):
+            with _Timer(seconds, self.runtime):
                 await ready(*args)
                 return
             # Here only after the scope has swallowed its own cancellation.
@@ -125,6 +170,7 @@ class Waiter:
             BaseException: what `main` or one of the tasks has raised, itself, not in a group.
         """
         failure: BaseException | None = None
+        before = self.library.cancellations()
         try:
             async with self.library.open_nursery() as nursery:
                 await main(nursery)
@@ -136,6 +182,11 @@ class Waiter:
                 raise failure
             finally:
                 del failure  # its traceback knows this frame
+        if self.library.cancellations() > before:
+            await self.library.checkpoint_if_cancelled()  # lest it was for a scope of the library's
+            from asyncio import CancelledError
+
+            raise CancelledError
 
     async def first_of(self, *waits: Callable[[], Awaitable[object]]) -> None:
         """Return as soon as one of them has; the others are cancelled."""

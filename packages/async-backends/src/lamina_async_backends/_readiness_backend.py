@@ -1,4 +1,4 @@
-"""Connecting under trio and under anyio: `lamina_interfaces.connecting`, waited for by a library.
+"""The streams and backends of trio and anyio: `lamina_interfaces.connecting`, waited for by a library.
 
 A dial that waits for one thing at a time, as one to an IP address does, waits in the calling task. Only where there
 are several, sockets or look-ups, is there a nursery with a task for each.
@@ -14,21 +14,36 @@ from lamina_interfaces import AsyncNetworkBackend, Limit
 from lamina_interfaces.connecting import Dial, UnixDial
 from lamina_interfaces.dialing import default_socket_options
 from lamina_interfaces.resolving import check_resolver
+from lamina_interfaces.sockets import make_non_blocking
 
-from ._readiness import Waiter
-from ._readiness_stream import ReadinessStream, running_here
+from ._readiness import Waiter, running_here
+from ._readiness_transport import ReadinessTransport
+from ._stream import Stream
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
-    from lamina_interfaces import AsyncResolver, Resolver, SocketOption
+    from lamina_interfaces import AsyncResolver, Resolver, RuntimeName, SocketOption
 
-    from ._readiness import Nursery
-
-Stream = TypeVar("Stream", bound=ReadinessStream)
+    from ._readiness import Library, Nursery
 
 
-class ReadinessBackend(AsyncNetworkBackend, Generic[Stream]):
+class ReadinessStream(Stream):
+    """What the streams of both libraries are. The classes that are public have their own words."""
+
+    _library: ClassVar[Library]
+    _possible: ClassVar[tuple[RuntimeName, ...]]
+
+    def _transport_over(self, sock: socket.socket) -> ReadinessTransport:
+        runtime = running_here(type(self).__name__, self._possible)
+        make_non_blocking(sock)
+        return ReadinessTransport(sock, Waiter(self._library, runtime))
+
+
+S = TypeVar("S", bound=ReadinessStream)
+
+
+class ReadinessBackend(AsyncNetworkBackend, Generic[S]):
     """What the backends of both libraries are. The classes that are public have their own words."""
 
     _stream_class: ClassVar[type[ReadinessStream]]
@@ -44,7 +59,7 @@ class ReadinessBackend(AsyncNetworkBackend, Generic[Stream]):
         timeout: float | None = None,
         local_address: str | None = None,
         socket_options: Iterable[SocketOption] | None = None,
-    ) -> Stream:
+    ) -> S:
         """Connect to a TCP port, over the first of the host's addresses that answers (RFC 8305).
 
         See `AsyncNetworkBackend.connect_tcp`. `TCP_NODELAY` and keep-alive are set before the caller's options.
@@ -64,26 +79,26 @@ class ReadinessBackend(AsyncNetworkBackend, Generic[Stream]):
 
     async def connect_unix_socket(
         self, path: str, timeout: float | None = None, socket_options: Iterable[SocketOption] | None = None
-    ) -> Stream:
+    ) -> S:
         """Connect to a unix domain socket. See `AsyncNetworkBackend.connect_unix_socket`."""
         waiter = self._waiter()
         limit = Limit(timeout, waiter.runtime.now, "connect")
         dial = UnixDial(path, limit=limit, clock=waiter.runtime.now, options=socket_options)
         return await self._connect(dial, waiter)
 
-    async def wrap_socket(self, sock: socket.socket) -> Stream:
+    async def wrap_socket(self, sock: socket.socket) -> S:
         """A stream over a connected plain socket, which is the stream's from now on."""
         return self._stream(sock)
 
-    def _stream(self, sock: socket.socket, dial: Dial | UnixDial | None = None) -> Stream:
+    def _stream(self, sock: socket.socket, dial: Dial | UnixDial | None = None) -> S:
         timings = () if dial is None else dial.timings
-        return self._stream_class(sock, timings=timings)  # type: ignore[return-value] # it is this backend's Stream
+        return self._stream_class(sock, timings=timings)  # type: ignore[return-value] # it is this backend's
 
     def _waiter(self) -> Waiter:
         stream_class = self._stream_class
         return Waiter(stream_class._library, running_here(type(self).__name__, stream_class._possible))
 
-    async def _connect(self, dial: Dial | UnixDial, waiter: Waiter) -> Stream:
+    async def _connect(self, dial: Dial | UnixDial, waiter: Waiter) -> S:
         try:
             sock = await Dialing(dial, waiter).run()
             stream = self._stream(sock, dial)

@@ -1,11 +1,14 @@
-"""A non-blocking socket that tasks wait for, and who uses it.
+"""A non-blocking socket that tasks wait for by means of a library: the transport of trio and of anyio.
 
-Each side, reading and writing, has one user at a time. The loop's thread alone enters and leaves. But `close` may
-come from another thread or from a finaliser, at any time, also when the loop has ended: so it is a plain function
-that asks nobody. It marks the transport as closed and shuts the connection down, which wakes whoever waits for the
-socket; the descriptor is freed at once if there is no user, and otherwise by the last user as it leaves, so that
-nobody ever waits for a number that has become another connection's. A user marks itself first and looks for the
-mark of `close` second, `close` does it the other way round; so at least one of them sees the other.
+The loop's thread alone enters and leaves. But `close` may come from another thread or from a finaliser, at any time,
+also when the loop has ended: so it is a plain function that asks nobody. It marks the transport as closed and shuts
+the connection down, which wakes whoever waits for the socket; the descriptor is freed at once if there is no user,
+and otherwise by the last user as it leaves, so that nobody ever waits for a number that has become another
+connection's. A user marks itself first and looks for the mark of `close` second, `close` does it the other way
+round; so at least one of them sees the other.
+
+There are no callbacks, so what was queued and is left over goes out while somebody waits: a writer, or where there is
+none a reader.
 
 A forked child has a copy of the descriptor. It may close its copy, but a shutdown (or a farewell of TLS) would
 end the parent's connection, so the process is remembered too.
@@ -18,103 +21,86 @@ import select
 import socket
 from typing import TYPE_CHECKING
 
-from lamina_interfaces import ConcurrencyError, ReadError, WriteError
+from lamina_interfaces import ConcurrencyError, NetworkError
+from lamina_interfaces.sockets import close_without_lingering, drop_incoming
 from lamina_interfaces.translation import network_error
 
+from ._transport import BROKE, BULK, CLOSED, HALF_SENT, INHERITED, READING, WRITING
+
 if TYPE_CHECKING:
-    from lamina_interfaces import Event, Limit, NetworkError, Phase
+    from lamina_interfaces import Event, Limit, Phase
 
     from ._readiness import Waiter
-
-READING = 1
-WRITING = 2
-
-BULK = 16 * 1024
-"""After a read of so many bytes more are likely to be there, so the next one tries before it waits."""
 
 # A process that handles SIGPIPE in its own way must not get one from us.
 _SEND_FLAGS = getattr(socket, "MSG_NOSIGNAL", 0)
 
-_LINGER = getattr(socket, "SO_LINGER", None)
 
-_CLOSED = "the stream is closed"
-_INHERITED = "the stream belongs to the parent process"
-_BROKE = "the connection broke"
-_UNFINISHED = "an earlier write was not completed"
-
-
-class Transport:
-    """A connected, non-blocking socket.
+class ReadinessTransport:
+    """A connected, non-blocking socket: the `Transport` of trio and of anyio.
 
     Args:
         sock: the transport's from now on.
         waiter: how to wait for it.
-
-    Attributes:
-        sock: as given.
-        waiter: as given.
-        closed: whether `close` was called.
-        users: the sides that are in use.
-        unsent: ciphertext that was taken from a TLS engine and has not been sent. On the transport because all
-            layers of TLS in TLS share it.
     """
 
     def __init__(self, sock: socket.socket, waiter: Waiter) -> None:
         self.sock = sock
         self.waiter = waiter
+        self.now = waiter.runtime.now
         self.closed = False
         self.users = 0
-        self.unsent = memoryview(b"")
+        self.unsent = bytearray()
         self._pid = os.getpid()
         self._bulk = False
         self._ended = False
         # The system tells of a break only once, to whoever asks first; afterwards it looks like an orderly end.
-        self._read_failure: str | None = None
-        self._write_failure: str | None = None
-        self._unfinished = False
+        self._read_failure: OSError | None = None
+        self._write_failure: OSError | None = None
+        self._half_sent = False
         self._writable: Event | None = None  # somebody waits for the socket to become writable
 
     # --- users and the end ---------------------------------------------------------------------------------
 
     def enter(self, sides: int, phase: Phase) -> None:
-        """Become the user of one side or both, until `leave`.
-
-        Raises:
-            ConcurrencyError: there is another one, or this is another loop.
-            NetworkError: the transport is closed, or the parent process's; or a write was not completed.
-        """
+        """See `Transport.enter`."""
         if self.inherited:
-            raise network_error(OSError(_INHERITED), phase)
+            raise network_error(OSError(INHERITED), phase)
         if not self.waiter.runtime.is_here():
             raise ConcurrencyError("this stream belongs to another event loop", phase=phase)
-        if self.users & sides & READING:
-            raise ConcurrencyError("another task is reading from this stream", phase=phase)
-        if self.users & sides & WRITING:
-            raise ConcurrencyError("another task is writing to this stream", phase=phase)
+        if common := sides & self.users:
+            doing = "reading from" if common & READING else "writing to"
+            raise ConcurrencyError(f"another task is {doing} this stream", phase=phase)
         self.users |= sides
-        if self.closed or (self._unfinished and sides & WRITING):
+        if self.closed or (self._half_sent and sides & WRITING):
             self.leave(sides)
-            raise network_error(OSError(_CLOSED if self.closed else _UNFINISHED), phase)
+            raise network_error(OSError(CLOSED if self.closed else HALF_SENT), phase)
 
     def leave(self, sides: int) -> None:
-        """Be no longer the user of these sides."""
+        """See `Transport.leave`."""
         self.users &= ~sides
         if self.closed and not self.users:
-            self._free()
+            close_without_lingering(self.sock)
+
+    def give_up_writing(self) -> None:
+        """See `Transport.give_up_writing`."""
+        self._half_sent = self._write_failure is None  # a break is told again by the system, with its number
 
     @property
     def inherited(self) -> bool:
-        """Whether this process has the transport from its parent."""
+        """See `Transport.inherited`."""
         return os.getpid() != self._pid
 
     @property
     def may_take_leave(self) -> bool:
-        """Whether what is sent now comes after whole messages, and disturbs nobody: then a farewell is in order."""
-        busy = self.closed or self.inherited or self._unfinished or self.users & WRITING
+        """See `Transport.may_take_leave`."""
+        busy = self.closed or self.inherited or self._half_sent or self.users & WRITING
         return not busy and self.waiter.runtime.is_here()
 
-    def close(self) -> None:
-        """Shut down, wake those who wait, and free the descriptor when the last of them has left. Never raises."""
+    def close(self, *, gracefully: bool = False) -> None:
+        """See `Transport.close`."""
+        if gracefully and not self.users:
+            drop_incoming(self.sock)
         self.closed = True
         if self.inherited:
             self.sock.close()
@@ -124,25 +110,12 @@ class Transport:
         except OSError:
             pass  # the peer was faster, or it is closed already
         if not self.users:
-            self._free()
-
-    def _free(self) -> None:
-        try:
-            # With a time to linger, which a caller may have set, the system would block in `close`. A time of 0
-            # (end by a reset) does not block, and stays.
-            if _LINGER is not None and self.sock.fileno() >= 0:
-                linger = self.sock.getsockopt(socket.SOL_SOCKET, _LINGER, 8)
-                if any(linger[len(linger) // 2 :]):
-                    self.sock.setsockopt(socket.SOL_SOCKET, _LINGER, bytes(len(linger)))
-        except OSError:
-            pass  # no such option for this kind of socket
-        finally:
-            self.sock.close()
+            close_without_lingering(self.sock)
 
     # --- reading -------------------------------------------------------------------------------------------
 
     async def receive(self, max_bytes: int, limit: Limit) -> bytes:
-        """Wait for bytes; `b""` at the end. By the user of the reading side.
+        """See `Transport.receive`.
 
         Always lets other tasks run, and always before the bytes are taken: after that nothing can come in
         between, so none is ever lost.
@@ -160,30 +133,31 @@ class Transport:
         return data
 
     def receive_now(self, max_bytes: int) -> bytes | None:
-        """The bytes that are there; `None` if there are none, `b""` at the end."""
+        """See `Transport.receive_now`."""
         if self._ended:
             return b""
-        if self._read_failure is not None:
-            raise ReadError(self._read_failure, phase="read")
-        try:
-            data = self.sock.recv(max_bytes)
-        except (BlockingIOError, InterruptedError):
-            self._bulk = False
-            return None
-        except OSError as exc:
-            # Nothing is kept in a variable here: the traceback knows this frame, which would know the error.
-            raise self._noted_read_failure(exc) from exc
-        self._bulk = len(data) >= BULK
-        if not data:
-            # Our own shutdown, or a break that the writer was told of, reads like the peer's end but is not.
-            self._read_failure = _CLOSED if self.closed else self._write_failure
-            if self._read_failure is not None:
-                raise ReadError(self._read_failure, phase="read")
-            self._ended = True
-        return data
+        if self._read_failure is None:
+            try:
+                data = self.sock.recv(max_bytes)
+            except (BlockingIOError, InterruptedError):
+                self._bulk = False
+                return None
+            except OSError as exc:
+                # Without its traceback, which knows this frame.
+                self._read_failure = exc.with_traceback(None)
+            else:
+                self._bulk = len(data) >= BULK
+                if data:
+                    return data
+                # A break that the writer was told of reads like the peer's end, and so does our own, but is none.
+                self._read_failure = self._write_failure
+                self._ended = self._read_failure is None and not self.closed
+                if self._ended:
+                    return b""
+        raise self._error(self._read_failure, "read") from self._read_failure
 
     def readable_now(self) -> bool:
-        """Whether `receive_now` would return something. By the user of the reading side."""
+        """See `Transport.readable_now`."""
         if self._ended or self._read_failure is not None:
             return True
         if not hasattr(select, "poll"):  # Windows
@@ -193,61 +167,79 @@ class Transport:
         return bool(poll.poll(0))
 
     async def _wait_readable(self, limit: Limit) -> None:
-        await self.waiter.wait(limit, self.waiter.library.wait_readable, self.sock)
+        if self.unsent and not self.users & WRITING:
+            await self.wait_either(limit)
+        else:
+            await self.waiter.wait(limit, self.waiter.library.wait_readable, self.sock)
 
     # --- writing -------------------------------------------------------------------------------------------
 
+    async def take_turns(self) -> None:
+        """See `Transport.take_turns`. It is always due."""
+        await self.waiter.library.checkpoint()
+
     async def send(self, view: memoryview, limit: Limit) -> None:
-        """Send all of it. By the user of the writing side."""
+        """See `Transport.send`."""
+        await self.take_turns()
         sent = self.send_now(view)
         while sent < len(view):
-            await self.wait_writable(limit)
+            await self._wait_writable(limit)
             with view[sent:] as rest:
                 sent += self.send_now(rest)
 
-    def send_now(self, view: memoryview) -> int:
-        """Send what the system takes at once; how many bytes that was."""
+    def send_now(self, view: memoryview | bytearray | bytes) -> int:
+        """See `Transport.send_now`."""
         try:
             return self.sock.send(view, _SEND_FLAGS)
         except (BlockingIOError, InterruptedError):
             return 0
         except OSError as exc:
-            raise self._noted_write_failure(exc) from exc
+            # Bytes that have come may still be read: an answer may be among them.
+            self._write_failure = exc.with_traceback(None)
+        raise self._error(self._write_failure, "write") from self._write_failure
 
-    async def write_until_readable(self, view: memoryview, limit: Limit) -> int:
-        """Send all of it, or less if something can be read before. By the user of both sides."""
+    async def send_until_readable(self, view: memoryview, limit: Limit) -> int:
+        """See `Transport.send_until_readable`."""
         sent = 0
-        while sent < len(view):
-            if self.readable_now():
-                self.check_open()
-                break
+        await self.take_turns()
+        while sent < len(view) and not self.readable_now():
             with view[sent:] as rest:
                 taken = self.send_now(rest)
+            sent += taken
             if not taken:
                 await self.wait_either(limit)
-            sent += taken
         return sent
 
-    def check_open(self) -> None:
-        """Tell a writer that what can be read is our own end.
-
-        Raises:
-            WriteError: the transport was closed meanwhile.
-        """
-        if self.closed:
-            raise WriteError(_CLOSED, phase="write")
-
-    def give_up_writing(self) -> None:
-        """Take note that a write was not completed, so that no other may follow."""
-        self._unfinished = self._write_failure is None  # a break is told again by the system, with its number
-
-    async def wait_writable(self, limit: Limit) -> None:
-        """Wait until the system takes more. Sometimes returns too early."""
-        await self.waiter.wait(limit, self._until_writable)
-
     async def wait_either(self, limit: Limit) -> None:
-        """Wait until one may read or write. By the user of the reading side. Sometimes returns too early."""
+        """See `Transport.wait_either`. By the user of the reading side."""
         await self.waiter.wait(limit, self.waiter.first_of, self._until_readable, self._until_writable)
+        try:
+            self.queue(b"")
+        except NetworkError:
+            pass  # what the peer no longer takes is no loss for a reader; a writer finds out for itself
+
+    def queue(self, data: bytes) -> None:
+        """See `Transport.queue`."""
+        try:
+            if self.unsent:
+                del self.unsent[: self.send_now(self.unsent)]
+            if data and not self.unsent:
+                data = data[self.send_now(data) :]
+        except NetworkError:
+            self.unsent.clear()
+            raise
+        self.unsent += data
+
+    async def flush(self, limit: Limit) -> None:
+        """See `Transport.flush`."""
+        while self.unsent:
+            await self._wait_writable(limit)
+            self.queue(b"")
+        if self._write_failure is not None:
+            raise self._error(self._write_failure, "write") from self._write_failure
+
+    async def _wait_writable(self, limit: Limit) -> None:
+        await self.waiter.wait(limit, self._until_writable)
 
     async def _until_readable(self) -> None:
         await self.waiter.library.wait_readable(self.sock)
@@ -267,13 +259,7 @@ class Transport:
 
     # --- within --------------------------------------------------------------------------------------------
 
-    def _noted_read_failure(self, exc: OSError) -> NetworkError:
-        error = network_error(exc, "read", _CLOSED if self.closed else _BROKE)
-        self._read_failure = error.message
-        return error
-
-    def _noted_write_failure(self, exc: OSError) -> NetworkError:
-        # Bytes that have come may still be read: an answer may be among them.
-        error = network_error(exc, "write", _CLOSED if self.closed else _BROKE)
-        self._write_failure = error.message
-        return error
+    def _error(self, exc: OSError | None, phase: Phase) -> NetworkError:
+        if exc is None or self.closed:
+            return network_error(OSError(CLOSED), phase)
+        return network_error(exc, phase, BROKE)

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 import trio
 
 from ._readiness import Library
-from ._readiness_backend import ReadinessBackend
-from ._readiness_stream import ReadinessStream
+from ._readiness_backend import ReadinessBackend, ReadinessStream
 
 if TYPE_CHECKING:
     from lamina_interfaces import RuntimeName
@@ -16,11 +15,10 @@ if TYPE_CHECKING:
 TRIO = Library(
     checkpoint=trio.lowlevel.checkpoint,
     checkpoint_if_cancelled=trio.lowlevel.checkpoint_if_cancelled,
-    cancel_shielded_checkpoint=trio.lowlevel.cancel_shielded_checkpoint,
     wait_readable=trio.lowlevel.wait_readable,
     wait_writable=trio.lowlevel.wait_writable,
-    cancel_scope=trio.CancelScope,
     open_nursery=trio.open_nursery,
+    cancellations=lambda: 0,
 )
 """trio's own primitives."""
 

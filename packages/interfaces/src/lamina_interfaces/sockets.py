@@ -125,8 +125,9 @@ def connected_to_itself(sock: socket.socket) -> bool:
 def drop_incoming(sock: socket.socket) -> None:
     """Read what has come, up to 256 KiB, and drop it: before an orderly close. Never waits or raises.
 
-    With bytes unread TCP closes by a reset (RFC 1122, section 4.2.2.13), and a peer that is told of a reset may lose
-    what it has not read yet of the bytes that we sent last.
+    With bytes unread TCP closes by a reset (RFC 1122, section 4.2.2.13), and what we sent last is lost as far as it has
+    not arrived, or the peer has not read it yet. To be called before `shutdown`, after which Linux no longer tells a
+    peer that there is room again: one that was waiting for it would not hear of our end.
 
     Args:
         sock: non-blocking. One that is closed already is left alone.

@@ -144,9 +144,9 @@ class TLSEngine:
         return self._over.take()
 
     @property
-    def outgoing(self) -> bool:
-        """Whether `take` has something to give."""
-        return self._outgoing.pending > 0 or (self._over is not None and self._over.outgoing)
+    def outgoing(self) -> int:
+        """How many bytes `take` has to give; somewhat more over another engine, which wraps them first."""
+        return self._outgoing.pending + (0 if self._over is None else self._over.outgoing)
 
     # --- the caller's side ---------------------------------------------------------------------------------
 

@@ -93,6 +93,9 @@ class SyncStream(NetworkStream, InterruptibleWriter):
                     transport.send(view, limit)
                 else:
                     self._tls.write(view, limit)
+            except BaseException:
+                transport.give_up_writing(user)
+                raise
             finally:
                 if transport.writer is user:
                     transport.writer = None
@@ -117,6 +120,9 @@ class SyncStream(NetworkStream, InterruptibleWriter):
             except ConcurrencyError:
                 self.write(view, timeout)  # refused too, if it is another writer
                 return len(view)
+            except BaseException:
+                transport.give_up_writing(user)
+                raise
             finally:
                 if transport.reader is user:
                     transport.reader = None
@@ -184,10 +190,11 @@ class SyncStream(NetworkStream, InterruptibleWriter):
         """Close in the protocol's way, without waiting for the peer. See `NetworkStream.close`."""
         transport = self._transport
         try:
-            if self._tls is not None and not transport.closed and not transport.inherited:
+            # After a write that was broken off a farewell would call whole what is not.
+            if not (self._tls is None or transport.closed or transport.inherited or transport.half_sent):
                 self._tls.farewell()
         finally:
-            transport.close()
+            transport.close(gracefully=True)
 
     def abort(self) -> None:
         """Close without any farewell. Never raises or blocks. See `NetworkStream.abort`."""

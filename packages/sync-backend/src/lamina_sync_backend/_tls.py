@@ -42,6 +42,9 @@ SLICE = 128 * 1024
 TURN_PAUSE = 0.0002
 """Seconds between two tries to get the right to send, which a reader has for a few calls that do not wait."""
 
+MOST_UNSENT = 1024 * 1024
+"""Bytes of answers that may wait for the peer: one that makes us answer, but does not read, is cut off."""
+
 MESSAGES_WITHOUT_DATA = 16
 """How often a look for data reads from the socket in vain before the peer counts as talking."""
 
@@ -147,7 +150,7 @@ class TLSChannel:
                 data = self.engine.read(max_bytes)
                 answer = self.engine.outgoing
             if answer:
-                self._send_some()
+                self._send_answers()
             if data is not None:
                 return data
             if self._wire.unsent and self._wire.sender is None:
@@ -165,11 +168,11 @@ class TLSChannel:
             with self._wire.lock:
                 readable = self.engine.readable()
                 answer = self.engine.outgoing
-            if answer:
-                self._send_some()
-            if readable:
-                return True
             try:
+                if answer:
+                    self._send_answers()
+                if readable:
+                    return True
                 ciphertext = self._transport.receive_now(RECEIVE_SIZE)
             except ReadError:
                 return True
@@ -184,6 +187,14 @@ class TLSChannel:
                 self.engine.feed(ciphertext)
             else:
                 self.engine.feed_eof()
+
+    def _send_answers(self) -> None:
+        """Send what reading has produced for the peer, or see that somebody else does."""
+        self._send_some()
+        with self._wire.lock:
+            unsent = len(self._wire.unsent) + self.engine.outgoing
+        if unsent > MOST_UNSENT:
+            raise ReadError("the peer wants answers, and does not read them", phase="read")
 
     # --- writing -------------------------------------------------------------------------------------------
 
@@ -273,7 +284,7 @@ class TLSChannel:
         if self._wire.unsent:
             return True
         with self._wire.lock:
-            return self.engine.outgoing
+            return self.engine.outgoing > 0
 
     # --- the end -------------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ import time
 from typing import TYPE_CHECKING
 
 from lamina_interfaces import ConcurrencyError, ReadError, WriteError
+from lamina_interfaces.sockets import close_without_lingering, drop_incoming
 from lamina_interfaces.translation import network_error
 
 from ._waiting import READ, WRITE, new_poll, wait
@@ -47,11 +48,10 @@ LOOK_PATIENCE = 1.0
 LOOK_PAUSE = 0.0001
 """Seconds between two glances whether that look is over."""
 
-_LINGER = getattr(socket, "SO_LINGER", None)
-
 _CLOSED = "the stream is closed"
 _INHERITED = "the stream belongs to the parent process"
 _BROKE = "the connection broke"
+_HALF_SENT = "an earlier write was not completed"
 
 
 class User:
@@ -75,6 +75,7 @@ class Transport:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.closed = False
+        self.half_sent = False
         self._pid = os.getpid()
         # Re-entrant: a finaliser may call `close` while this very thread is in one of the short sections below.
         self._lock = threading.RLock()
@@ -97,7 +98,7 @@ class Transport:
 
         Raises:
             ConcurrencyError: there is another one.
-            NetworkError: the transport is closed, or the parent process's.
+            NetworkError: the transport is closed, or the parent process's; or a write was broken off.
         """
         if self.inherited:
             # Before the lock, which a thread that does not exist here may hold.
@@ -127,13 +128,20 @@ class Transport:
                 self.writer = user
             if self.closed:
                 raise network_error(OSError(_CLOSED), phase)
+            if sides & WRITING and self.half_sent:
+                raise network_error(OSError(_HALF_SENT), phase)
         return True
+
+    def give_up_writing(self, user: User) -> None:
+        """Take note that a write was broken off: nothing that is sent from now on would make sense to the peer."""
+        if self.writer is user:
+            self.half_sent = True
 
     def settle(self) -> None:
         """Free the descriptor of a closed transport once nobody uses it."""
         with self._lock:
             if self.closed and not self.users:
-                self._free()
+                close_without_lingering(self.sock)
 
     @property
     def users(self) -> int:
@@ -145,10 +153,13 @@ class Transport:
         """Whether this process has the transport from its parent."""
         return os.getpid() != self._pid
 
-    def close(self) -> None:
+    def close(self, *, gracefully: bool = False) -> None:
         """Shut down, wake those who wait, and free the descriptor when the last of them has left.
 
         May be repeated, and does then what an interrupt kept it from doing.
+
+        Args:
+            gracefully: see to it that the peer gets what was sent last (`lamina_interfaces.sockets.drop_incoming`).
         """
         if self.inherited:
             # Of the parent's threads only one lives on, and another may have held the lock.
@@ -156,28 +167,18 @@ class Transport:
             self.sock.close()
             return
         with self._lock:
+            fresh = not self.closed
             self.closed = True
             if self.sock.fileno() < 0:
                 return
             try:
+                if gracefully and fresh and not self.users:
+                    drop_incoming(self.sock)
                 self.sock.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass  # the peer was faster
             finally:
                 self.settle()
-
-    def _free(self) -> None:
-        try:
-            # With a time to linger, which a caller may have set, the system would block in `close`. A time of 0
-            # (end by a reset) does not block, and stays.
-            if _LINGER is not None and self.sock.fileno() >= 0:
-                linger = self.sock.getsockopt(socket.SOL_SOCKET, _LINGER, 8)
-                if any(linger[len(linger) // 2 :]):
-                    self.sock.setsockopt(socket.SOL_SOCKET, _LINGER, bytes(len(linger)))
-        except OSError:
-            pass  # no such option for this kind of socket
-        finally:
-            self.sock.close()
 
     # --- reading -------------------------------------------------------------------------------------------
 

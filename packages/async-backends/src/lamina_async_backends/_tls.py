@@ -1,9 +1,9 @@
-"""TLS over a transport of asyncio, for two tasks: one that reads and one that writes.
+"""TLS over a transport, for two tasks: one that reads and one that writes.
 
 Everything here happens between two awaits, so the engine has one user at a time without a lock. Ciphertext leaves in
 the order in which it was made, because each piece is taken from the engine and handed to `Transport.queue` without a
 pause in between, by whoever made it. So a reader may answer a key update while a writer waits for the peer: it never
-waits itself, and callbacks send what is left over.
+waits itself, and what is left over goes out behind what the writer sends.
 """
 
 from __future__ import annotations
@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING
 
 from lamina_interfaces import ConnectError, NetworkError, ReadError
 
-from ._asyncio_transport import MOST_UNSENT
-
 if TYPE_CHECKING:
     from lamina_interfaces import Limit
     from lamina_interfaces.tls import TLSEngine
 
-    from ._asyncio_transport import Transport
+    from ._transport import Transport
 
 RECEIVE_SIZE = 64 * 1024
 """Bytes of ciphertext that are read from the socket at once."""
@@ -28,6 +26,9 @@ SLICE = 128 * 1024
 
 MESSAGES_WITHOUT_DATA = 16
 """How often a look for data reads from the socket in vain before the peer counts as talking."""
+
+MOST_UNSENT = 1024 * 1024
+"""Bytes of answers that may wait for the peer: one that makes us answer, but does not read, is cut off."""
 
 
 class TLSChannel:
@@ -41,6 +42,7 @@ class TLSChannel:
     def __init__(self, transport: Transport, engine: TLSEngine) -> None:
         self.engine = engine
         self._transport = transport
+        self._at_hand = True  # the next read will probably have something without waiting
 
     # --- handshake -----------------------------------------------------------------------------------------
 
@@ -74,11 +76,17 @@ class TLSChannel:
 
     async def read(self, max_bytes: int, limit: Limit) -> bytes:
         """Wait for plaintext. By the user of the reading side."""
+        if self._at_hand:
+            # What is at hand needs no wait, but a fast peer must not keep other tasks from running. Before the bytes
+            # are taken: after that nothing can come in between, so none is ever lost.
+            await self._transport.take_turns()
         while True:
             data = self.engine.read(max_bytes)
             self._answer()
             if data is not None:
+                self._at_hand = self._at_hand or len(data) == max_bytes or not data
                 return data
+            self._at_hand = False
             self._feed(await self._transport.receive(RECEIVE_SIZE, limit))
 
     def readable(self) -> bool:
@@ -88,13 +96,14 @@ class TLSChannel:
             try:
                 self._answer()
                 if readable:
-                    return True
+                    break
                 ciphertext = self._transport.receive_now(RECEIVE_SIZE)
             except ReadError:
-                return True
+                break
             if ciphertext is None:
                 return False
             self._feed(ciphertext)
+        self._at_hand = True
         return True
 
     def _feed(self, ciphertext: bytes) -> None:
@@ -129,18 +138,19 @@ class TLSChannel:
     async def write_until_readable(self, view: memoryview, limit: Limit) -> int:
         """Send all of it, or less if plaintext can be read before. By the user of both sides.
 
-        What has been encrypted cannot be taken back: it counts as sent, and goes out as soon as the system takes it.
+        What has been encrypted cannot be taken back: it counts as sent, and goes out when the system takes it.
         """
         transport = self._transport
+        await transport.take_turns()
         taken = 0
         while not self.readable():
             if transport.unsent:
                 await transport.wait_either(limit)
             elif taken < len(view):
-                await transport.take_turns()
                 with view[taken : taken + SLICE] as piece:
                     self._encrypt(piece)
                     taken += len(piece)
+                await transport.take_turns()
             else:
                 await transport.flush(limit)  # which has nothing left to wait for, but knows of a break
                 break
@@ -153,12 +163,12 @@ class TLSChannel:
     # --- the end -------------------------------------------------------------------------------------------
 
     def farewell(self) -> None:
-        """Send close_notify if that goes at once, and comes after whole messages."""
+        """Send close_notify if that goes at once. Where the transport says that one may take leave."""
         transport = self._transport
-        if transport.unsent or not transport.may_take_leave:
-            return
-        self.engine.close()
         try:
-            transport.send_now(self.engine.take())
+            transport.queue(b"")
+            if not transport.unsent:
+                self.engine.close()
+                transport.send_now(self.engine.take())
         except NetworkError:
             pass  # the peer has gone already

@@ -1,10 +1,10 @@
-"""The stream of trio and of anyio: a socket that is waited for, and any number of layers of TLS."""
+"""The stream: a transport, and any number of layers of TLS."""
 
 from __future__ import annotations
 
 import socket
 import warnings
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from lamina_interfaces import (
     DEFAULT_READ_SIZE,
@@ -17,64 +17,44 @@ from lamina_interfaces import (
     NetworkError,
     PromptCloser,
     TimingSpan,
-    current_runtime,
 )
 from lamina_interfaces.dialing import format_address
-from lamina_interfaces.sockets import byte_view, check_read_size, make_non_blocking, socket_address
+from lamina_interfaces.sockets import byte_view, check_read_size, socket_address
+from lamina_interfaces.translation import network_error
 
-from ._readiness import Waiter
-from ._readiness_transport import READING, WRITING, Transport
+from ._transport import CLOSED, READING, WRITING
 
 if TYPE_CHECKING:
     import ssl
     from typing import Self
 
-    from lamina_interfaces import BytesLike, Runtime, RuntimeName
+    from lamina_interfaces import BytesLike
 
-    from ._readiness import Library
-    from ._readiness_tls import TLSChannel
-
-
-def running_here(who: str, possible: tuple[RuntimeName, ...]) -> Runtime:
-    """The runtime of the calling task.
-
-    Args:
-        who: the class that needs one.
-        possible: the runtimes that it can use.
-
-    Raises:
-        ConcurrencyError: another one runs here, or none.
-    """
-    runtime = current_runtime()
-    if runtime.name not in possible:
-        here = "no event loop" if runtime.name == "threads" else runtime.name
-        raise ConcurrencyError(f"{who} works under {' or '.join(possible)}, and {here} runs here")
-    return runtime
+    from ._tls import TLSChannel
+    from ._transport import Transport
 
 
-class ReadinessStream(AsyncNetworkStream, AsyncInterruptibleWriter, PromptCloser):
-    """What the streams of both libraries are. The classes that are public have their own words."""
-
-    _library: ClassVar[Library]
-    _possible: ClassVar[tuple[RuntimeName, ...]]
+class Stream(AsyncNetworkStream, AsyncInterruptibleWriter, PromptCloser):
+    """What all streams are. The classes that are public have their own words."""
 
     def __init__(self, sock: socket.socket, *, timings: tuple[TimingSpan, ...] = ()) -> None:
-        name = type(self).__name__
         if not isinstance(sock, socket.socket) or hasattr(sock, "do_handshake"):
             raise ArgumentTypeError(
-                f"{name} takes a plain socket, not {type(sock).__name__}; TLS is for start_tls"
+                f"{type(self).__name__} takes a plain socket, not {type(sock).__name__}; TLS is for start_tls"
             )
         if sock.fileno() < 0:
             raise ArgumentValueError("the socket is closed")
-        runtime = running_here(name, self._possible)
-        make_non_blocking(sock)
-        self._now = runtime.now
-        self._transport = Transport(sock, Waiter(self._library, runtime))
+        self._transport = self._transport_over(sock)
+        self._now = self._transport.now
         self._tls: TLSChannel | None = None
         self._timings = timings
         # Asked for now, because a closed socket cannot tell, and warnings name the peer.
         self._client_addr = socket_address(sock.getsockname)
         self._server_addr = socket_address(sock.getpeername)
+
+    def _transport_over(self, sock: socket.socket) -> Transport:
+        """Make the transport, and the socket non-blocking; or raise, and leave it as it was."""
+        raise NotImplementedError
 
     # --- bytes ---------------------------------------------------------------------------------------------
 
@@ -98,19 +78,18 @@ class ReadinessStream(AsyncNetworkStream, AsyncInterruptibleWriter, PromptCloser
     async def write(self, buffer: BytesLike, timeout: float | None = None) -> None:
         """Send all the bytes. See `AsyncNetworkStream.write`."""
         transport = self._transport
-        library = transport.waiter.library
         limit = Limit(timeout, self._now, "write")
         # Released in any case: the traceback of an error keeps this frame, and would keep the buffer locked.
         with byte_view(buffer) as view:
             limit.check()
             transport.enter(WRITING, "write")
             try:
-                await library.checkpoint_if_cancelled()
-                if self._tls is None:
+                if not view:
+                    await transport.take_turns()
+                elif self._tls is None:
                     await transport.send(view, limit)
                 else:
                     await self._tls.write(view, limit)
-                await library.cancel_shielded_checkpoint()
             except BaseException as exc:
                 transport.give_up_writing()
                 _note_cancellation(exc, limit)
@@ -121,11 +100,11 @@ class ReadinessStream(AsyncNetworkStream, AsyncInterruptibleWriter, PromptCloser
     async def write_until_readable(self, buffer: BytesLike, timeout: float | None = None) -> int:
         """Send the bytes, but return early once something can be read. See `InterruptibleWriter`.
 
-        Over TLS, up to 128 KiB that have been encrypted but not sent count as sent; the next read or write sends
-        them. While another task reads, that one will hear the answer, and all of the bytes are sent.
+        Over TLS, up to 128 KiB that have been encrypted but not sent count as sent; they go out when the system
+        takes them, at the latest with the next read or write. While another task reads, that one will hear the
+        answer, and all of the bytes are sent.
         """
         transport = self._transport
-        library = transport.waiter.library
         if transport.users & READING:
             await self.write(buffer, timeout)
             with byte_view(buffer) as view:
@@ -135,17 +114,19 @@ class ReadinessStream(AsyncNetworkStream, AsyncInterruptibleWriter, PromptCloser
             limit.check()
             transport.enter(READING | WRITING, "write")
             try:
-                await library.checkpoint_if_cancelled()
-                channel = transport if self._tls is None else self._tls
-                sent = await channel.write_until_readable(view, limit)
-                await library.cancel_shielded_checkpoint()
+                if self._tls is None:
+                    sent = await transport.send_until_readable(view, limit)
+                else:
+                    sent = await self._tls.write_until_readable(view, limit)
+                if transport.closed:  # and what can be read is our own end
+                    raise network_error(OSError(CLOSED), "write")
+                return sent
             except BaseException as exc:
                 transport.give_up_writing()
                 _note_cancellation(exc, limit)
                 raise
             finally:
                 transport.leave(READING | WRITING)
-        return sent
 
     # --- TLS -----------------------------------------------------------------------------------------------
 
@@ -164,8 +145,12 @@ class ReadinessStream(AsyncNetworkStream, AsyncInterruptibleWriter, PromptCloser
             ConcurrencyError: another task is using the stream. Nothing has changed.
         """
         transport = self._transport
-        # First of all, so that no mistake of ours closes a stream that another task is using.
-        transport.enter(READING | WRITING, "tls")
+        try:
+            # First of all, so that no mistake of ours closes a stream that another task is using.
+            transport.enter(READING | WRITING, "tls")
+        except NetworkError:
+            transport.close()
+            raise
         try:
             await self._handshake(ssl_context, server_hostname, timeout)
         except BaseException:
@@ -181,7 +166,7 @@ class ReadinessStream(AsyncNetworkStream, AsyncInterruptibleWriter, PromptCloser
         # Lazily: a client of plain HTTP never needs them.
         from lamina_interfaces.tls import TLSEngine
 
-        from ._readiness_tls import TLSChannel
+        from ._tls import TLSChannel
 
         limit = Limit(timeout, self._now, "tls")
         limit.check()
@@ -204,11 +189,13 @@ class ReadinessStream(AsyncNetworkStream, AsyncInterruptibleWriter, PromptCloser
 
     def close_now(self) -> None:
         """Do what `aclose` does. See `PromptCloser.close_now`."""
+        transport = self._transport
+        gracefully = transport.may_take_leave
         try:
-            if self._tls is not None:
+            if gracefully and self._tls is not None:
                 self._tls.farewell()
         finally:
-            self._transport.close()
+            transport.close(gracefully=gracefully)
 
     def abort(self) -> None:
         """Close without any farewell. Never raises or blocks, from any thread. See `AsyncNetworkStream.abort`."""
@@ -251,7 +238,7 @@ class ReadinessStream(AsyncNetworkStream, AsyncInterruptibleWriter, PromptCloser
         try:
             transport.enter(READING, "read")
         except ConcurrencyError:
-            return False  # what comes belongs to the task that is reading
+            return False  # what comes belongs to the task that is reading, or cannot be read here
         except NetworkError:
             return True  # the parent process's
         try:
