@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 import pytest
 import trustme
 
-from lamina_pool import ConnectionPool
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import Self
 
 
 def missing(peer: str) -> NoReturn:
@@ -28,6 +27,25 @@ def missing(peer: str) -> NoReturn:
     if os.environ.get("LAMINA_REQUIRE_PEERS") == "1":
         pytest.fail(f"{peer} is not installed, and LAMINA_REQUIRE_PEERS is set")
     pytest.skip(f"{peer} is not installed")
+
+
+# --- time --------------------------------------------------------------------------------------------------
+
+
+def tries_in_time(shortest: float, longest: float) -> Iterator[None]:
+    """What is done in this loop takes so many seconds, at least and at most.
+
+    A busy machine may be late, and then it is tried again. What is late five times has another reason.
+    """
+    taken: list[float] = []
+    for _ in range(5):
+        start = time.monotonic()
+        yield
+        taken.append(time.monotonic() - start)
+        assert taken[-1] >= shortest, taken
+        if taken[-1] <= longest:
+            return
+    pytest.fail(f"it took {taken} seconds, and not {longest} at most")
 
 
 # --- TLS ---------------------------------------------------------------------------------------------------
@@ -66,12 +84,6 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     issued.configure_cert(server)
     return Certificates(client, server, authority, certificate, key)
-
-
-@pytest.fixture
-def pool(certificates: Certificates) -> Iterator[ConnectionPool]:
-    with ConnectionPool(ssl_context=certificates.client) as pool:
-        yield pool
 
 
 # --- nginx -------------------------------------------------------------------------------------------------
@@ -273,6 +285,12 @@ class FaultServer:
                 self.live -= 1
             stream.close()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
     def stop(self) -> None:
         try:
             self._listener.shutdown(socket.SHUT_RDWR)
@@ -322,6 +340,15 @@ def response(body: bytes, headers: str = "") -> bytes:
     """A response, for servers."""
     head = textwrap.dedent(f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n{headers}\r\n")
     return head.encode() + body
+
+
+@pytest.fixture
+def refusing_port() -> Iterator[int]:
+    """Nobody listens there, and it is taken: it becomes neither another server's nor, by chance, the client's own."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port: int = taken.getsockname()[1]
+        yield port
 
 
 # --- what is open ------------------------------------------------------------------------------------------

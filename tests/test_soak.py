@@ -1,12 +1,17 @@
-"""Many requests from many threads against a server that closes connections as it likes.
+"""Load over real sockets: threads against a server that closes as it likes, and tasks that are cancelled at random.
 
-The default run does 5,000 requests; `pytest tests -m soak` does 200,000 and prints what it measured.
+The default run does 5,000 requests in threads, and 1,000 cancellations on each async backend; `pytest tests -m soak`
+does 200,000 and 100,000, and prints what it measured.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import faulthandler
 import gc
+import itertools
+import random
 import re
 import subprocess
 import sys
@@ -15,10 +20,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import anyio
 import pytest
+import trio
 
-from lamina_pool import ConnectionPool
+from lamina_pool import AsyncConnectionPool, ConnectionPool
 from lamina_sync_backend import SyncBackend
+from stack_helpers import open_sockets
+from stack_worlds import ASYNC, World
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -175,3 +184,125 @@ def test_200_000_requests_from_32_threads_H01_K03(
     faulthandler.cancel_dump_traceback_later()  # what takes minutes is no hang here
     with capsys.disabled():
         soak(server, 200_000)
+
+
+# --- cancellation ------------------------------------------------------------------------------------------
+
+TASKS = 40
+CONNECTIONS = 10
+CANCELLED_SHARE = 0.7
+LONGEST = 0.006
+"""Seconds after which a request is cancelled, at most: a little more than most of them take."""
+
+
+class Churn:
+    """Requests from many tasks, most of which are cancelled at a random moment.
+
+    Attributes:
+        cancelled: so many requests were; `done`: so many were answered.
+    """
+
+    def __init__(self, world: World, pool: AsyncConnectionPool, url: str, seed: int) -> None:
+        self._world = world
+        self._pool = pool
+        self._url = url
+        self._random = random.Random(seed)
+        self._tokens = itertools.count()
+        self.cancelled = self.done = 0
+
+    def _cancelling(self, seconds: float) -> Any:
+        """The loop's own cancellation of a task, or the scopes of anyio and trio."""
+        if self._world.name.startswith("asyncio"):
+            return asyncio.timeout(seconds)
+        return (trio if self._world.name == "trio" else anyio).move_on_after(seconds)
+
+    async def _ask(self) -> None:
+        token = next(self._tokens)
+        got = await self._pool.request("GET", f"{self._url}/{token}")
+        assert got.content == b"/%d" % token, f"/{token} was answered with {got.content!r}"
+        self.done += 1
+
+    async def _ask_unless_cancelled(self) -> None:
+        cancelling = self._cancelling(self._random.random() * LONGEST)
+        done = self.done
+        if isinstance(cancelling, asyncio.Timeout):
+            with contextlib.suppress(TimeoutError):
+                async with cancelling:
+                    await self._ask()
+            self.cancelled += cancelling.expired()
+        else:
+            with cancelling:
+                await self._ask()
+            self.cancelled += cancelling.cancelled_caught
+        assert self.done >= done
+
+    async def _work(self, until: int) -> None:
+        while self.cancelled < until:
+            if self._random.random() < CANCELLED_SHARE:
+                await self._ask_unless_cancelled()
+            else:
+                await self._ask()
+
+    async def go_on(self, until: int) -> None:
+        """Until so many have been cancelled in all."""
+        async with anyio.create_task_group() as group:
+            for _ in range(TASKS):
+                group.start_soon(self._work, until)
+
+    async def follow_up(self) -> None:
+        """As many requests as there are connections, all at once, and all of them served."""
+        done = self.done
+        with anyio.fail_after(30):
+            async with anyio.create_task_group() as group:
+                for _ in range(CONNECTIONS):
+                    group.start_soon(self._ask)
+        assert self.done == done + CONNECTIONS
+
+
+async def churn(world: World, url: str, count: int, seed: int) -> str:
+    """`count` cancellations. Returns what was measured."""
+    async with world.pool(max_connections=CONNECTIONS) as pool:
+        requests = Churn(world, pool, url, seed)
+        await requests.go_on(count // 10)
+        await requests.follow_up()
+        gc.collect()
+        sockets, resident, tasks = len(open_sockets()), resident_bytes(), len(anyio.get_running_tasks())
+        start = time.monotonic()
+        await requests.go_on(count)
+        seconds = time.monotonic() - start
+        await requests.follow_up()
+        gc.collect()
+        grown = resident_bytes() - resident
+        stats = pool.stats()
+        assert (stats.active, stats.connecting, stats.queued) == (0, 0, 0)
+        assert stats.connections <= CONNECTIONS
+        assert len(open_sockets()) <= sockets + CONNECTIONS
+        assert len(anyio.get_running_tasks()) <= tasks
+        assert grown < MAX_GROWTH, f"{grown} bytes more"
+    return (
+        f"{world.name}: {requests.cancelled} cancelled, {requests.done} answered, {TASKS} tasks, limit {CONNECTIONS}: "
+        f"{(requests.cancelled * 0.9) / seconds:.0f} cancellations/s; resident {grown / 2**20:+.2f} MiB"
+    )
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", ASYNC)
+def test_a_thousand_cancellations_on_real_sockets_G02(name: str, server: EchoServer) -> None:
+    world = World(name)
+    before = open_sockets()
+    world.run(churn, world, server.url, 1_000, 7)
+    assert not open_sockets() - before
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", ["asyncio", "trio"])
+def test_100_000_cancellations_on_real_sockets_G02(
+    name: str, server: EchoServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    faulthandler.cancel_dump_traceback_later()  # what takes minutes is no hang here
+    world = World(name)
+    before = open_sockets()
+    with capsys.disabled():
+        print(f"\n{world.run(churn, world, server.url, 100_000, 7)}")
+    assert not open_sockets() - before
