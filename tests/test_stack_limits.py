@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures("no_socket_left")
 
 EMPTY = PoolStats(0, 0, 0, 0, 0)
-SECONDS = 0.4
 LATEST = 5.0
 """Seconds: on a machine with nothing else to do it is a few milliseconds more than the limit, and 0.25 at most."""
 
@@ -131,21 +130,34 @@ def scene(fault_server: StartServer, certificates: Certificates) -> SceneIn:
 
 
 @pytest.mark.parametrize("place", PLACES)
-async def test_a_deadline_ends_every_wait_F01(world: World, place: str, scene: SceneIn) -> None:
-    async with scene(world, place) as it:
+async def test_a_deadline_of_one_second_ends_every_wait_within_a_quarter_F01(
+    world: World, place: str, scene: SceneIn
+) -> None:
+    taken: list[float] = []
+    while len(taken) < 5:  # a busy machine may be late; what is late five times has another reason
+        taken.append(await exceed(1.0, place, scene(world, place)))
+        if taken[-1] <= 1.25:
+            return
+    pytest.fail(f"it took {taken} seconds")
+
+
+async def exceed(seconds: float, place: str, scene: Scene) -> float:
+    """Have a request take longer than a deadline; returns how long that took."""
+    async with scene as it:
         start = time.monotonic()
-        limit = lamina.timeout(SECONDS)
+        limit = lamina.timeout(seconds)
         with pytest.raises(DeadlineExceeded) as caught:
             async with limit:
                 await it.ask()
         took = time.monotonic() - start
-        assert SECONDS - 0.01 <= took < LATEST
+        assert seconds - 0.01 <= took
         error = caught.value
-        assert (error.phase, error.origin, error.limit) == (PLACES[place], it.origin, SECONDS)
+        assert (error.phase, error.origin, error.limit) == (PLACES[place], it.origin, seconds)
         assert error.elapsed is not None
-        assert SECONDS - 0.01 <= error.elapsed <= took + 0.01  # clocks differ, and uvloop's has milliseconds
+        assert seconds - 0.01 <= error.elapsed <= took + 0.01  # clocks differ, and uvloop's has milliseconds
         assert limit.expired
         assert (len(error.attempts) >= 2) == (place == "connect")  # the next address is tried after 0.25 s
+        return took
 
 
 async def test_a_deadline_ends_the_callers_own_code_F01(async_world: World) -> None:

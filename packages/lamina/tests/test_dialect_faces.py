@@ -5,6 +5,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -227,8 +228,38 @@ def test_nobody_listens(world: World, refusing_port: int) -> None:
             lambda: httpx.Client().get(url),
         ]
         for ask in asking:
-            with pytest.raises(httpx.ConnectError, match=f"127.0.0.1:{refusing_port}"):
+            with pytest.raises(httpx.ConnectError, match=f"127.0.0.1:{refusing_port}") as caught:
                 await world.do(ask())
+            is_about_a_url = ask is not asking[0]
+            assert caught.value.origin == (url.rstrip("/") if is_about_a_url else None)
+
+
+class Stuck(lamina.Resolver):
+    """Answers when it is let go."""
+
+    def __init__(self) -> None:
+        self.let_go = threading.Event()
+
+    def resolve(self, host: str, port: int, family: int) -> list[lamina.ResolvedAddress]:
+        self.let_go.wait(30.0)
+        return []
+
+
+def test_a_connection_that_was_not_made_in_time_says_to_where(world: World) -> None:
+    resolver = Stuck()
+
+    @world.run
+    async def _() -> None:
+        httpx = world.httpx
+        kind = lamina.SyncBackend if world.name == "threads" else lamina.AutoBackend
+        backend = kind(resolver=resolver)
+        try:
+            with pytest.raises(httpx.DeadlineExceeded) as caught:
+                async with world.within(httpx.timeout(0.05)):
+                    await world.do(httpx.open_connection("http://a.test/", backend=backend))
+        finally:
+            resolver.let_go.set()
+        assert (caught.value.phase, caught.value.origin) == ("dns", "http://a.test:80")
 
 
 # --- pools and clients -------------------------------------------------------------------------------------
@@ -390,6 +421,18 @@ def test_a_client_refuses_what_it_cannot_use(options: dict[str, Any]) -> None:
     for httpx in (sync, aio):
         with pytest.raises(httpx.ArgumentTypeError):
             httpx.Client(**options)
+
+
+def test_a_client_refuses_the_class_of_a_transport() -> None:
+    for httpx in (sync, aio):
+        with pytest.raises(httpx.ArgumentTypeError, match="not the class ConnectionPool"):
+            httpx.Client(transport=httpx.ConnectionPool)
+
+
+def test_a_client_refuses_fewer_redirects_than_none() -> None:
+    for httpx in (sync, aio):
+        with pytest.raises(httpx.ArgumentValueError, match="max_redirects"):
+            httpx.Client(max_redirects=-1)
 
 
 def test_the_two_worlds_are_not_mixed() -> None:

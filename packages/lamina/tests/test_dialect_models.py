@@ -122,9 +122,10 @@ def test_copies_are_changed_and_originals_are_not() -> None:
 
 def test_the_repr_of_headers_shows_no_credentials() -> None:
     names = ["authorization", "Cookie", "Proxy-Authorization", "SET-COOKIE"]
+    names += ["X-API-Key", "X-Auth-Token", "X-Amz-Security-Token", "X-Client-Secret", "Password"]
     shown = repr(sync.Headers([*((name, "secret") for name in names), ("Accept", "a")]))
     assert "secret'" not in shown.replace("[secure]'", "")
-    assert shown.count("[secure]") == 4
+    assert shown.count("[secure]") == len(names)
     assert shown.endswith("('Accept', 'a')]>")
 
 
@@ -258,6 +259,10 @@ def test_a_response_made_by_hand_is_read_already(httpx: Any) -> None:
         ("text/plain; charset=base64", b"YQ==", "YQ=="),
         ("text/plain; charset=undefined", b"a", "a"),
         ("text/plain; charset=idna", b"a\xff", "a\ufffd"),
+        ("text/plain; charset=punycode", b"bcher-kva", "bcher-kva"),
+        ("text/plain; charset=Unicode_Escape", b"\\x41\\d", "\\x41\\d"),
+        ("text/plain; charset=raw-unicode-escape", b"\\u0041", "\\u0041"),
+        ("text/plain; charset=utf-16le", "\xe9".encode("utf-16-le"), "\xe9"),
         ("text/plain; charset=a\x00b", b"a", "a"),
         ("text/plain; charset=", b"a", "a"),
         ("text/plain; xcharset=latin-1", b"\xe9", "\ufffd"),
@@ -275,7 +280,7 @@ def test_json_is_read_in_any_unicode_encoding(httpx: Any, encoding: str) -> None
     assert httpx.Response(200, content='["\xe9"]'.encode(encoding)).json() == ["\xe9"]
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\xff"])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\xff", b"[" * 200_000, b'{"a":' * 200_000])
 def test_what_is_no_json_is_a_value_error(httpx: Any, content: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         httpx.Response(200, content=content).json()
@@ -314,6 +319,10 @@ def test_a_body_is_read_once(world: World) -> None:
         assert await world.pieces(response.stream) == []
         with pytest.raises(state_error, match="as a stream"):
             await world.do(response.read())
+        with pytest.raises(state_error, match="as a stream"):
+            _ = response.text
+        await world.do(response.close())
+        assert await world.pieces(response.stream) == []
 
 
 def test_looking_at_the_stream_does_not_begin_it(world: World) -> None:

@@ -56,7 +56,9 @@ def test_a_redirect_without_a_location_is_an_answer() -> None:
     assert redirected(Request("GET", BASE), Response(302)) is None
 
 
-@pytest.mark.parametrize("name", ["Content-Encoding", "content-language", "Expect", "Trailer", "Digest"])
+@pytest.mark.parametrize(
+    "name", ["Content-Encoding", "content-language", "Expect", "Trailer", "Digest", "Repr-Digest"]
+)
 def test_what_describes_a_body_goes_with_it(name: str) -> None:
     request = Request("POST", BASE, headers={name: "x"}, content=[b"a"])
     following = follow(request, 303)

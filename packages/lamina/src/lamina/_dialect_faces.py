@@ -5,13 +5,16 @@ Nothing here waits or holds anything.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lamina_interfaces import (
     ArgumentTypeError,
     ArgumentValueError,
     ConnectionNotAvailable,
+    LaminaError,
     UnsupportedProtocol,
+    current_deadline,
 )
 from lamina_pool import URL, Origin
 
@@ -19,6 +22,8 @@ from ._dialect_models import Headers
 from ._version import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from lamina_interfaces import SocketAddress
     from lamina_pool import Extensions, PoolStats
 
@@ -48,8 +53,9 @@ def check_transport(transport: Any, foreign: str, module: str) -> None:
     Raises:
         ArgumentTypeError: it is.
     """
-    name = type(transport).__name__
-    if not hasattr(transport, "send"):
+    is_class = isinstance(transport, type)
+    name = f"the class {transport.__name__}" if is_class else type(transport).__name__
+    if is_class or not hasattr(transport, "send"):
         raise ArgumentTypeError(f"transport must be a {module}.Transport, or have its methods, not {name}")
     if hasattr(transport, foreign):
         raise ArgumentTypeError(f"transport must be a {module}.Transport; {name} is of the other module")
@@ -95,6 +101,22 @@ class OneOrigin:
             raise ArgumentValueError(f"this connection leads to {self.origin}, not to {wanted}")
         if is_closed:
             raise ConnectionNotAvailable("the connection was closed", origin=str(self.origin))
+
+    @contextmanager
+    def named_in_errors(self) -> Iterator[None]:
+        """Give the origin to the error that passes by, and to that which a deadline's block will raise instead."""
+        try:
+            yield
+        except BaseException as error:
+            errors: list[BaseException | None] = [error]
+            deadline = current_deadline()
+            while deadline is not None:
+                errors.append(deadline.interruption)
+                deadline = deadline.outer
+            for each in errors:
+                if isinstance(each, LaminaError) and each.origin is None:
+                    each.origin = str(self.origin)
+            raise
 
     def connection_name(self, stats: PoolStats, *, is_closed: bool) -> str:
         """The `repr` of a `Connection`."""

@@ -28,14 +28,19 @@ if TYPE_CHECKING:
 URLTypes: TypeAlias = URL | bytes | str
 """A URL as it may be given."""
 
-# Their values are credentials, or make up some: not for a log.
-_SECRET = frozenset({"authorization", "cookie", "proxy-authorization", "set-cookie"})
+# Their values are credentials, or make up some: not for a log. Services have names of their own for theirs.
+_is_secret = re.compile("auth|cookie|key|passw|secret|token", re.IGNORECASE).search
 
 # A method is case-sensitive (RFC 9110, section 9.1); what people write in lower case is meant to be one of these.
 _METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 
 # RFC 9110, section 5.6.6: a parameter's value is a token or a quoted string.
 _charset = re.compile(r';\s*charset\s*=\s*"?([^\s;"]+)', re.IGNORECASE).search
+
+# Codecs of Python that are no charsets: some take quadratic time, some warn, and no server means them.
+_NO_CHARSETS = frozenset(
+    {"idna", "mbcs", "oem", "punycode", "raw-unicode-escape", "undefined", "unicode-escape"}
+)
 
 
 class Headers(Mapping[str, str]):
@@ -131,9 +136,7 @@ class Headers(Mapping[str, str]):
         return hash(frozenset((name, tuple(values)) for name, values in self._names.items()))
 
     def __repr__(self) -> str:
-        shown = [
-            (name, "[secure]" if name.lower() in _SECRET else value) for name, value in self.multi_items()
-        ]
+        shown = [(name, "[secure]" if _is_secret(name) else value) for name, value in self.multi_items()]
         return f"<Headers {shown!r}>"
 
 
@@ -275,6 +278,7 @@ class ResponseBase:
             ResponseStateError: it has not been read.
         """
         if self._content is None:
+            self._check_unread(whole=True)
             raise ResponseStateError("the body has not been read yet: call read() first")
         return self._content
 
@@ -285,29 +289,41 @@ class ResponseBase:
         Raises:
             ResponseStateError: it has not been read.
         """
+        import codecs
+
         found = _charset(self.headers.get("content-type", ""))
-        try:
-            return self.content.decode(found[1] if found else "utf-8", "replace")
-        except (LookupError, ValueError):  # unknown, no text encoding, or one that cannot replace
-            return self.content.decode("utf-8", "replace")
+        if found:
+            try:
+                if codecs.lookup(found[1]).name not in _NO_CHARSETS:
+                    return self.content.decode(found[1], "replace")
+            except (LookupError, ValueError):  # unknown, no text encoding, or one that cannot replace
+                pass
+        return self.content.decode("utf-8", "replace")
 
     def json(self) -> Any:
         """What the whole body says as JSON: UTF-8 (RFC 8259, section 8.1), or UTF-16 or UTF-32.
 
         Raises:
-            ValueError: it is no JSON; a `json.JSONDecodeError`, or a `UnicodeDecodeError`.
+            ValueError: it is no JSON, or nested too deeply to be read; mostly a `json.JSONDecodeError`, or a
+                `UnicodeDecodeError`.
             ResponseStateError: it has not been read.
         """
         import json
 
-        return json.loads(self.content)
+        try:
+            return json.loads(self.content)
+        except RecursionError as error:
+            raise ValueError("the JSON is nested too deeply") from error
+
+    def _check_unread(self, *, whole: bool) -> None:
+        if whole and self._has_begun:
+            raise ResponseStateError("the body has been read as a stream, and cannot be read as a whole now")
+        if self._is_closed:
+            raise ResponseStateError("the response was closed before its body had been read")
 
     def _begin(self, *, whole: bool) -> None:
         """Take note that the body is being read from the network now."""
-        if self._is_closed:
-            raise ResponseStateError("the response was closed before its body had been read")
-        if whole and self._has_begun:
-            raise ResponseStateError("the body has been read as a stream, and cannot be read as a whole now")
+        self._check_unread(whole=whole)
         self._has_begun = True
 
     def __repr__(self) -> str:

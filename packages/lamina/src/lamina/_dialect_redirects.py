@@ -21,7 +21,7 @@ from __future__ import annotations
 import re
 from typing import Protocol, TypeVar
 
-from lamina_interfaces import ArgumentTypeError, InvalidURL, LaminaError
+from lamina_interfaces import ArgumentTypeError, ArgumentValueError, InvalidURL, LaminaError
 from lamina_pool import URL, ByteStream
 
 from ._dialect_models import Request, ResponseBase
@@ -32,7 +32,7 @@ MAX_REDIRECTS = 20
 _FOLLOWED = frozenset({301, 302, 303, 307, 308})
 _CREDENTIALS = ("Authorization", "Cookie", "Host", "Proxy-Authorization")
 # What describes or announces a body that is not sent any more.
-_OF_BODY = re.compile("content-.*|digest|expect|trailer|transfer-encoding", re.IGNORECASE).fullmatch
+_OF_BODY = re.compile("content-.*|(repr-)?digest|expect|trailer|transfer-encoding", re.IGNORECASE).fullmatch
 _not_plain = re.compile(rb"[^!-~]")
 
 R = TypeVar("R", bound=ResponseBase)
@@ -153,7 +153,10 @@ def most_redirects(number: int, *, follow: bool) -> int | None:
 
     Raises:
         ArgumentTypeError: it is no whole number.
+        ArgumentValueError: it is below 0.
     """
     if isinstance(number, bool) or not isinstance(number, int):
         raise ArgumentTypeError(f"max_redirects must be an int, not {type(number).__name__}")
+    if number < 0:
+        raise ArgumentValueError(f"max_redirects must be at least 0, got {number}")
     return number if follow else None

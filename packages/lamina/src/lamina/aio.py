@@ -386,18 +386,25 @@ class Response(ResponseBase):
 class _Body:
     """The body of one response, as an async iterator."""
 
-    __slots__ = ("_pieces", "_response")
+    __slots__ = ("_has_ended", "_pieces", "_response")
 
     def __init__(self, response: Response) -> None:
         self._response = response
+        self._has_ended = False
         self._pieces = aiter(response._source)
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> bytes:
+        if self._has_ended:
+            raise StopAsyncIteration
         self._response._begin(whole=False)
-        piece: bytes = await anext(self._pieces)
+        try:
+            piece: bytes = await anext(self._pieces)
+        except StopAsyncIteration:
+            self._has_ended = True
+            raise
         return piece
 
 
@@ -770,7 +777,8 @@ async def open_connection(
         InvalidURL, UnsupportedProtocol, ArgumentTypeError: an argument makes no sense. Nothing was tried.
     """
     place = OneOrigin(url, hostname)
-    stream = await (_timed_backend(backend) or load_backend("auto")).connect_tcp(place.host, place.port)
+    with place.named_in_errors():
+        stream = await (_timed_backend(backend) or load_backend("auto")).connect_tcp(place.host, place.port)
     try:
         return Connection(stream, url, hostname=hostname, ssl_context=ssl_context)
     except BaseException:
@@ -786,7 +794,7 @@ class Client(Transport):
 
     Redirects are followed as browsers do (RFC 9110, section 15.4). On the way to another origin, and to http from
     https, the headers `Authorization`, `Cookie`, `Proxy-Authorization` and `Host` are dropped. A body is sent again
-    if it was given as bytes, a list or a tuple. There is no time limit but those of `timeout` blocks.
+    if it was given as bytes. There is no time limit but those of `timeout` blocks.
 
     Args:
         transport: sends the requests; a `ConnectionPool` by default. It is the client's from now on: closing the
@@ -797,6 +805,7 @@ class Client(Transport):
 
     Raises:
         ArgumentTypeError: an argument has the wrong type.
+        ArgumentValueError: `max_redirects` is below 0.
     """
 
     def __init__(

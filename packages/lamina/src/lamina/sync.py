@@ -355,18 +355,25 @@ class Response(ResponseBase):
 class _Body:
     """The body of one response, as an iterator."""
 
-    __slots__ = ("_pieces", "_response")
+    __slots__ = ("_has_ended", "_pieces", "_response")
 
     def __init__(self, response: Response) -> None:
         self._response = response
+        self._has_ended = False
         self._pieces = iter(response._source)
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> bytes:
+        if self._has_ended:
+            raise StopIteration
         self._response._begin(whole=False)
-        piece: bytes = next(self._pieces)
+        try:
+            piece: bytes = next(self._pieces)
+        except StopIteration:
+            self._has_ended = True
+            raise
         return piece
 
 
@@ -694,7 +701,8 @@ def open_connection(
         InvalidURL, UnsupportedProtocol, ArgumentTypeError: an argument makes no sense. Nothing was tried.
     """
     place = OneOrigin(url, hostname)
-    stream = (_timed_backend(backend) or default_backend()).connect_tcp(place.host, place.port)
+    with place.named_in_errors():
+        stream = (_timed_backend(backend) or default_backend()).connect_tcp(place.host, place.port)
     try:
         return Connection(stream, url, hostname=hostname, ssl_context=ssl_context)
     except BaseException:
@@ -721,6 +729,7 @@ class Client(Transport):
 
     Raises:
         ArgumentTypeError: an argument has the wrong type.
+        ArgumentValueError: `max_redirects` is below 0.
     """
 
     def __init__(
