@@ -362,6 +362,21 @@ def test_sleep_ends_at_the_deadline(seconds: float, deadline: float, clock: Virt
     close_deadline(ambient)
 
 
+@pytest.mark.parametrize("step", [0.1, 0.3, 0.7, 1.0])
+def test_a_deadline_that_passes_while_it_is_looked_at_ends_the_sleep(step: float) -> None:
+    now = 0.0
+
+    def clock() -> float:
+        nonlocal now
+        now += step
+        return now
+
+    ambient = open_deadline(20.0, clock)
+    with pytest.raises(DeadlineExceeded):
+        NetworkBackend().sleep(3600.0)
+    close_deadline(ambient)
+
+
 def test_sleep_refuses_a_negative_number(clock: VirtualClock) -> None:
     with pytest.raises(ArgumentValueError, match="seconds must not be negative"):
         backend_from_interface(SlowBackend(SlowStream(clock))).sleep(-1.0)

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from typing import Any
 
 import anyio
@@ -387,6 +387,16 @@ async def test_it_sleeps() -> None:
         await current_runtime().sleep(1e9)
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", [("asyncio", {"loop_factory": VirtualLoop})], ids=["asyncio"])
+async def test_it_sleeps_for_days() -> None:
+    """Which is more than one timer takes."""
+    runtime = current_runtime()
+    begun = runtime.now()
+    await runtime.sleep(3e5)
+    assert runtime.now() - begun == 3e5
+
+
 # --- functions and tasks -----------------------------------------------------------------------------------
 
 
@@ -481,6 +491,31 @@ def test_a_task_is_spawned_by_a_factory_that_knows_no_contexts() -> None:
 
     contextvars.Context().run(asyncio.run, main())
     assert seen == ["unset"]
+
+
+def test_a_run_that_is_about_to_end_takes_no_more_tasks() -> None:
+    """Its last generators are finalised, and its last callbacks called, when no task can be spawned any more."""
+    answers: list[bool] = []
+
+    async def never_run() -> None:
+        raise AssertionError
+
+    async def generator() -> AsyncGenerator[None, None]:
+        runtime = current_runtime()
+        try:
+            yield
+        finally:
+            answers.append(runtime.spawn(never_run))
+            runtime.run_soon(lambda: answers.append(runtime.spawn(never_run)))
+
+    async def main() -> AsyncGenerator[None, None]:
+        kept = generator()
+        await anext(kept)
+        return kept
+
+    kept = trio.run(main)
+    assert answers == [False, False]
+    del kept
 
 
 # --- scopes ------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from lamina_interfaces import (
     DeadlineExceeded,
     LaminaError,
     Limit,
+    NetworkBackend,
     PoolClosed,
     PoolTimeout,
     ReadError,
@@ -124,6 +125,8 @@ def test_has_the_signatures_of_the_blocking_pool(name: str) -> None:
         ({"retries": -1}, ArgumentValueError),
         ({"http2": True}, UnsupportedProtocol),
         ({"network_backend": object()}, ArgumentTypeError),
+        ({"network_backend": NetworkBackend()}, ArgumentTypeError),
+        ({"network_backend": MemoryBackend}, ArgumentTypeError),
     ],
 )
 def test_refuses_arguments_that_make_no_sense(arguments: dict[str, Any], error: type[Exception]) -> None:

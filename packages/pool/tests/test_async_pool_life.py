@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import warnings
+import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
@@ -23,6 +24,7 @@ from lamina_interfaces import (
     LaminaError,
     Limit,
     PoolClosed,
+    ReadError,
     running_runtime,
 )
 from lamina_pool import AsyncConnectionPool, PoolStats
@@ -33,6 +35,7 @@ from pool_async_net import (
     WatchfulStream,
     checkpoint,
     checkpoints,
+    echo,
     never,
     silent,
 )
@@ -72,8 +75,12 @@ def backend() -> MemoryBackend:
     return MemoryBackend()
 
 
+HALF_AN_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\nsome"
+BAD_CHUNK = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nsome\r\nno number\r\n"
+
+
 def half(stream: MemoryStream, head: bytes, body: bytes) -> None:
-    stream.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\nsome")
+    stream.feed(HALF_AN_ANSWER)
 
 
 # --- one loop after another --------------------------------------------------------------------------------
@@ -239,6 +246,67 @@ def test_the_same_loop_may_stand_still_in_between(backend: MemoryBackend) -> Non
     loop.run_until_complete(pool.aclose())
     loop.close()
     assert len(backend.streams) == 1
+
+
+def test_who_waits_in_a_loop_that_stands_still_does_not_wait_for_ever_I05(backend: MemoryBackend) -> None:
+    """The pool has moved on meanwhile; when that loop goes on, its requests end, queued ones too."""
+    pool = AsyncConnectionPool(network_backend=backend, max_connections=1)
+    loop = asyncio.new_event_loop()
+    backend.answer = silent
+
+    async def begin() -> list[asyncio.Task[Any]]:
+        tasks = [asyncio.ensure_future(ask(pool)) for _ in range(3)]
+        await until(lambda: pool.stats().queued == 2 and backend.streams and backend.streams[0].reads)
+        return tasks
+
+    async def end(tasks: list[asyncio.Task[Any]]) -> list[Any]:
+        return await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 20.0)
+
+    tasks = loop.run_until_complete(begin())
+    backend.answer = echo
+    trio.run(ask, pool)
+    errors = loop.run_until_complete(end(tasks))
+    loop.run_until_complete(ask(pool))
+    loop.run_until_complete(pool.aclose())
+    loop.close()
+    assert [type(error) for error in errors] == [ReadError, ConcurrencyError, ConcurrencyError]
+    assert "another event loop" in str(errors[-1])
+    assert backend.live == 0
+
+
+@pytest.mark.parametrize("comes_first", ["connection", "loop"])
+def test_a_dial_in_a_loop_that_stands_still_ends_without_a_trace_I05(
+    backend: MemoryBackend, comes_first: str
+) -> None:
+    """Its connection belongs to that loop, and must not be counted in the next one."""
+    pool = AsyncConnectionPool(network_backend=backend)
+    loop = asyncio.new_event_loop()
+    connected = asyncio.Event()
+
+    async def connecting(host: str, limit: Limit) -> None:
+        await connected.wait()
+
+    async def begin() -> asyncio.Task[Any]:
+        task = asyncio.ensure_future(ask(pool))
+        await until(lambda: pool.stats().connecting and "connect" in backend.steps)
+        await checkpoints(3)
+        return task
+
+    async def end(task: asyncio.Task[Any]) -> Any:
+        return (await asyncio.wait_for(asyncio.gather(task, return_exceptions=True), 20.0))[0]
+
+    backend.on_connect = connecting
+    task = loop.run_until_complete(begin())
+    backend.on_connect = None
+    if comes_first == "connection":
+        connected.set()
+    trio.run(ask, pool)
+    assert isinstance(loop.run_until_complete(end(task)), ConcurrencyError)
+    assert pool.stats() == PoolStats(1, 0, 1, 0, 0)
+    assert backend.live == 1
+    loop.run_until_complete(pool.aclose())
+    loop.close()
+    assert backend.live == 0
 
 
 # --- forks -------------------------------------------------------------------------------------------------
@@ -694,3 +762,84 @@ async def test_a_callback_closes_the_pool_at_any_event_I03(backend: MemoryBacken
     await pool.aclose()
     assert number > 12
     assert backend.live == 0
+
+
+@pytest.mark.parametrize("is_dropped", [False, True])
+def test_a_wrapper_that_is_given_up_when_trio_takes_no_more_tasks(
+    backend: MemoryBackend, is_dropped: bool
+) -> None:
+    """Nobody is left to wait for its closing; the run ends as if nothing had been."""
+    backend.wrap, backend.answer = CustomStream, half
+    pool = AsyncConnectionPool(network_backend=backend)
+
+    async def finalised_last() -> AsyncIterator[bytes]:
+        answer = await pool.handle_async_request(request_for(URL))
+        try:
+            yield await anext(answer.aiter_stream())
+        finally:
+            if is_dropped:
+                with pytest.warns(ResourceWarning, match="never read"):
+                    del answer
+            else:
+                await answer.aclose()
+
+    async def main() -> AsyncIterator[bytes]:
+        generator = finalised_last()
+        assert await anext(generator) == b"some"
+        return generator
+
+    kept = trio.run(main)
+    assert pool.stats() == EMPTY
+    assert not pool._world._closing
+    del kept
+
+
+# What fails, by name: the server, and how the request is made.
+FAILURES: dict[str, tuple[Callable[[MemoryStream, bytes, bytes], object], dict[str, float]]] = {
+    "garbage": (lambda stream, *_: stream.feed(b"\0\0\r\n\r\n"), {}),
+    "half": (lambda stream, *_: (stream.feed(HALF_AN_ANSWER), stream.feed_eof()), {}),
+    "bad chunk": (lambda stream, *_: stream.feed(BAD_CHUNK), {}),
+    "broken": (lambda stream, *_: stream.break_off(), {}),
+    "closed": (lambda stream, *_: stream.feed_eof(), {}),
+    "silent": (silent, {"read": 0.01}),
+    "no time to connect": (silent, {"connect": 0.0}),
+}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("name", "is_reused"),
+    [
+        (name, is_reused)
+        for name in FAILURES
+        for is_reused in ([False] if "connect" in name else [False, True])
+    ],
+)
+async def test_a_failure_keeps_nothing_in_a_cycle_of_references(
+    backend: MemoryBackend, name: str, is_reused: bool
+) -> None:
+    """A request may have a large body, and its caller much else; with the error all of it is freed at once."""
+
+    class Body:
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            yield b"body"
+
+    kept: list[weakref.ref[object]] = []
+    async with AsyncConnectionPool(network_backend=backend) as pool:
+        if is_reused:
+            await ask(pool)
+        backend.answer, timeouts = FAILURES[name]
+        gc.collect()
+        gc.disable()
+        try:
+            body = Body()
+            kept.append(weakref.ref(body))
+            with pytest.raises(LaminaError):
+                await pool.request("POST", url(), content=body, extensions={"timeout": timeouts})
+            del body
+            kept.extend(weakref.ref(stream) for stream in backend.streams)
+            backend.streams.clear()
+            await checkpoints(3)
+            assert [reference() for reference in kept] == [None] * len(kept)
+        finally:
+            gc.enable()

@@ -482,6 +482,25 @@ def test_connecting_and_the_handshake_share_one_budget(backend: MemoryBackend, c
         assert backend.live == 1
 
 
+def test_a_connect_timeout_tells_the_budget_and_not_what_was_left_of_it(
+    backend: MemoryBackend, clock: Clock
+) -> None:
+    def hang(stream: MemoryStream, limit: Limit) -> None:
+        clock.advance(1.0)
+        raise ConnectTimeout("slow", phase="tls", elapsed=1.0, limit=1.0)
+
+    backend.on_connect = lambda limit: clock.advance(3.0)
+    backend.on_start_tls = hang
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    with clock.pool(network_backend=backend, ssl_context=context) as pool:
+        with pytest.raises(ConnectTimeout) as caught:
+            pool.request("GET", "https://example.com/", extensions={"timeout": {"connect": 4}})
+        assert (caught.value.phase, caught.value.elapsed, caught.value.limit) == ("tls", 4.0, 4.0)
+        with pytest.raises(ConnectTimeout) as caught:
+            pool.request("GET", "https://example.com/")
+        assert (caught.value.elapsed, caught.value.limit) == (1.0, 1.0), "there was no budget"
+
+
 def test_each_attempt_to_connect_has_the_budget_anew(backend: MemoryBackend, clock: Clock) -> None:
     def slow(limit: Limit) -> None:
         clock.advance(3.0)

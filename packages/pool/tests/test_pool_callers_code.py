@@ -23,6 +23,8 @@ import pytest
 from lamina_interfaces import (
     ArgumentTypeError,
     ArgumentValueError,
+    AsyncNetworkBackend,
+    AsyncNetworkBackendInterface,
     ConcurrencyError,
     ConnectError,
     InterruptibleWriter,
@@ -922,8 +924,14 @@ def test_two_keep_alive_fields_are_as_good_as_one(first: bytes, second: bytes) -
     [
         ({"age_jitter": "x"}, "age_jitter"),
         ({"socket_options": 5}, "socket_options must be iterable, not int"),
-        ({"network_backend": 5}, "network_backend must be a NetworkBackend, not int"),
-        ({"network_backend": "sync"}, "network_backend must be a NetworkBackend, not str"),
+        ({"network_backend": 5}, "network_backend must be an instance of NetworkBackend, not int"),
+        ({"network_backend": "sync"}, "network_backend must be an instance of NetworkBackend, not str"),
+        ({"network_backend": AsyncNetworkBackend()}, "of NetworkBackend, not AsyncNetworkBackend"),
+        (
+            {"network_backend": AsyncNetworkBackendInterface()},
+            "of NetworkBackend, not AsyncNetworkBackendInterface",
+        ),
+        ({"network_backend": MemoryBackend}, "of NetworkBackend, not the class MemoryBackend"),
     ],
 )
 def test_an_argument_of_a_wrong_type_is_refused_in_our_words(arguments: dict[str, Any], text: str) -> None:

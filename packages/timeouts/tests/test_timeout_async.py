@@ -17,9 +17,11 @@ import trio.testing
 
 from lamina_interfaces import (
     NEVER,
+    THREADS,
     Deadline,
     DeadlineExceeded,
     Limit,
+    Phase,
     ReadTimeout,
     TimeoutException,
     current_deadline,
@@ -483,6 +485,76 @@ async def test_the_tasks_of_a_group_inside_the_block_end_with_it() -> None:
                 tasks.start_soon(child, wait)
     assert ended == [2.0, 2.0]
     assert (caught.value.elapsed, caught.value.phase) == (2.0, None)
+
+
+async def sees_the_deadline_itself(phase: Phase = "read") -> None:
+    """A wait of lamina's that looks at the deadline before the block's cancellation comes through."""
+    with anyio.CancelScope(shield=True):
+        while (deadline := current_deadline()) is not None and not deadline.soonest().expired():
+            try:
+                await anyio.sleep(0.5)
+            except asyncio.CancelledError:  # asyncio's comes through a shield
+                break
+    Limit(None, current_runtime().now, phase).check()
+
+
+@pytest.mark.parametrize("sees", [[True], [True, True, True], [True, False, True], [False, True], [False]])
+async def test_the_deadline_of_a_group_of_tasks_is_one_error_whoever_saw_it_first(sees: list[bool]) -> None:
+    watch = Watch()
+    block = timeout(2.0)
+    with pytest.raises(DeadlineExceeded) as caught:
+        async with block, anyio.create_task_group() as outer, anyio.create_task_group() as tasks:
+            for sees_it in sees:
+                if sees_it:
+                    tasks.start_soon(sees_the_deadline_itself)
+                else:
+                    tasks.start_soon(lamina_waits, 60.0)
+            outer.start_soon(lamina_waits, 60.0)
+    assert watch.elapsed == 2.0
+    error = caught.value
+    assert (error.phase, error.elapsed, error.limit, block.expired) == ("read", 2.0, 2.0, True)
+    assert error.deadline is block._deadline
+
+
+@pytest.mark.parametrize("theirs", [KeyError("theirs"), ReadTimeout("theirs"), DeadlineExceeded("theirs")])
+async def test_a_group_in_which_something_else_went_wrong_is_not_taken_for_the_deadline(
+    theirs: Exception,
+) -> None:
+    async def fail() -> None:
+        with anyio.CancelScope(shield=True):
+            try:
+                await anyio.sleep(2.0)
+            except asyncio.CancelledError:
+                pass
+        raise theirs
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with timeout(2.0), anyio.create_task_group() as tasks:
+            tasks.start_soon(sees_the_deadline_itself)
+            tasks.start_soon(fail)
+    assert theirs in caught.value.exceptions
+
+
+async def test_a_group_of_an_outer_deadlines_errors_passes_through_the_inner_block() -> None:
+    outer, inner = timeout(2.0), timeout(3.0)
+    with pytest.raises(DeadlineExceeded) as caught:
+        async with outer, inner, anyio.create_task_group() as tasks:
+            tasks.start_soon(sees_the_deadline_itself)
+            tasks.start_soon(sees_the_deadline_itself)
+    assert caught.value.deadline is outer._deadline
+    assert not inner.expired
+
+
+def test_a_group_of_errors_of_the_deadline_is_one_in_threads_too() -> None:
+    with pytest.raises(DeadlineExceeded) as caught, timeout(0) as block:
+        found: list[DeadlineExceeded] = []
+        for phase in ("dns", "read"):
+            with pytest.raises(DeadlineExceeded) as one:
+                Limit(None, THREADS.now, phase).check()
+            found.append(one.value)
+        raise ExceptionGroup("both", found)
+    assert (caught.value.phase, caught.value.deadline) == ("dns", block._deadline)
+    assert isinstance(caught.value.__cause__, ExceptionGroup)
 
 
 async def test_an_error_of_a_task_in_the_block_is_not_lost() -> None:

@@ -37,6 +37,7 @@ from ._deadlines import check_seconds as check_seconds
 from ._deadlines import close_deadline as close_deadline
 from ._deadlines import current_deadline as current_deadline
 from ._deadlines import enter_deadline as enter_deadline
+from ._deadlines import interruptions as interruptions
 from ._deadlines import open_deadline as open_deadline
 from ._defaults import ENTRY_POINT_GROUP as ENTRY_POINT_GROUP
 from ._defaults import default_backend as default_backend
@@ -165,6 +166,7 @@ __all__ = [
     "enter_deadline",
     "interface_from_backend",
     "interface_from_stream",
+    "interruptions",
     "load_backend",
     "open_deadline",
     "running_runtime",

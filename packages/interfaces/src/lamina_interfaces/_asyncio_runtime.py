@@ -176,16 +176,20 @@ class AsyncioRuntime:
         """Call it in the loop. See `Runtime.run_soon`."""
         _call_soon(self._loop, function)
 
-    def spawn(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def spawn(self, function: Callable[[], Coroutine[Any, Any, None]]) -> bool:
         """Run it in a task of its own. See `Runtime.spawn`."""
         # Not `create_task(…, context=…)`, which some task factories do not know.
         task = contextvars.Context().run(self._loop.create_task, function())
         _spawned.add(task)
         task.add_done_callback(_spawned.discard)
+        return True
 
     async def sleep(self, seconds: float) -> None:
         """Suspend the task for that long."""
-        await asyncio.sleep(min(seconds, LONGEST_WAIT))
+        while seconds > LONGEST_WAIT:
+            await asyncio.sleep(LONGEST_WAIT)
+            seconds -= LONGEST_WAIT
+        await asyncio.sleep(seconds)
 
     def __repr__(self) -> str:
         return f"<AsyncioRuntime [{self._loop!r}]>"

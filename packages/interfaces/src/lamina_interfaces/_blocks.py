@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ._deadlines import Deadline, chain_clock, close_deadline, enter_deadline
+from ._errors import DeadlineExceeded
 from ._runtimes import current_runtime
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
 
-    from ._errors import DeadlineExceeded
     from ._runtimes import Runtime, Scope
 
 
@@ -63,16 +64,39 @@ class DeadlineBlock:
         """End it; what `__exit__` was called with goes in. By the same task, innermost first.
 
         Returns:
-            The error to raise in the place of `exc`, which was nothing but this block's own cancellation; else `None`.
+            The error to raise in the place of `exc`, which was nothing but this block's own cancellation, or a group of
+            nothing but errors of its deadline; else `None`.
         """
         scope, self._scope = self._scope, None  # which keeps the task
         try:
-            if scope is None or not scope.close(exc_type, exc, traceback):
-                return None
-            known = self.deadline.interruption
-            return known or self.deadline.exceeded(message="the deadline passed in the caller's own code")
+            if scope is not None and scope.close(exc_type, exc, traceback):
+                known = self.deadline.interruption
+                return known or self.deadline.exceeded(message="the deadline passed in the caller's own code")
+            return self._one_for_all(exc)
+        except BaseExceptionGroup as rest:
+            error = self._one_for_all(rest)
+            if error is None:
+                raise
+            return error
         finally:
             close_deadline(self.deadline)
+
+    def _one_for_all(self, exc: BaseException | None) -> DeadlineExceeded | None:
+        """One error for those of a group of tasks, all of which the deadline has ended.
+
+        Whether a task sees the deadline pass or is cancelled first is a matter of luck. It shall not decide whether the
+        block raises a group.
+        """
+        if not isinstance(exc, BaseExceptionGroup):
+            return None
+        error = None
+        for member in _members(exc):
+            if not isinstance(member, DeadlineExceeded) or member.deadline is not self.deadline:
+                return None
+            if error is None:  # a new one, since those of the group are to be found in its cause
+                error = self.deadline.exceeded(member.phase, member.message)
+                error.origin, error.attempts = member.origin, member.attempts
+        return error
 
     def __del__(self) -> None:
         # An interrupt came before the first line of the `__exit__` that calls `close`, or a generator was thrown away.
@@ -80,3 +104,12 @@ class DeadlineBlock:
         if deadline is not None and not deadline.ended:
             deadline.cancel()  # for the scope
             deadline.end()
+
+
+def _members(exc: BaseException) -> Iterator[BaseException]:
+    """What a group consists of, and the groups in it."""
+    if isinstance(exc, BaseExceptionGroup):
+        for member in exc.exceptions:
+            yield from _members(member)
+    else:
+        yield exc

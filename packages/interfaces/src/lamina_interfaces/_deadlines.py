@@ -272,6 +272,20 @@ def close_deadline(deadline: Deadline) -> None:
         inner.outer = deadline.outer
 
 
+def interruptions() -> list[DeadlineExceeded]:
+    """What the open deadlines of this thread or task know of a wait that they have ended by a cancellation.
+
+    For layers that know more than the wait did: they add it while the cancellation passes by.
+    """
+    found = []
+    deadline = current_deadline()
+    while deadline is not None:
+        if deadline.interruption is not None:
+            found.append(deadline.interruption)
+        deadline = deadline.outer
+    return found
+
+
 class Limit:
     """How long one operation may take: the smaller of its time-out and the ambient deadline.
 

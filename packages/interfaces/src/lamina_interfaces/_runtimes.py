@@ -145,10 +145,13 @@ class Runtime(Protocol):
         """
         ...
 
-    def spawn(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def spawn(self, function: Callable[[], Coroutine[Any, Any, None]]) -> bool:
         """Run a coroutine function that never raises, in a task of its own and an empty context. Never raises itself.
 
         By the loop's own thread. In blocking code it is driven to its end at once.
+
+        Returns:
+            Whether it is run; a loop that is about to end may take no more tasks.
         """
         ...
 
@@ -236,9 +239,10 @@ class ThreadRuntime:
         """Call it."""
         function()
 
-    def spawn(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def spawn(self, function: Callable[[], Coroutine[Any, Any, None]]) -> bool:
         """Drive it to its end."""
         drive(function())
+        return True
 
     async def sleep(self, seconds: float) -> None:
         """Block the thread for that long."""

@@ -314,11 +314,14 @@ class _Pause:
         Raises:
             DeadlineExceeded: the ambient deadline has passed.
         """
-        soonest = None if self._deadline is None else self._deadline.soonest()
-        if soonest is not None and soonest.expired():
-            raise soonest.exceeded()
         rest = max(0.0, min(self._end - self._clock(), LONGEST_SLEEP))
-        return rest if soonest is None else min(rest, soonest.remaining(), GLANCE_SECONDS)
+        if self._deadline is None:
+            return rest
+        soonest = self._deadline.soonest()
+        left = soonest.remaining()  # asked once: it may pass between two questions
+        if not left:
+            raise soonest.exceeded()
+        return min(rest, left, GLANCE_SECONDS)
 
 
 class Resolver:

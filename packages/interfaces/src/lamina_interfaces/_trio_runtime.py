@@ -145,9 +145,13 @@ class TrioRuntime:
         """Call it in the run. See `Runtime.run_soon`."""
         _run_soon(self._token, function)
 
-    def spawn(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def spawn(self, function: Callable[[], Coroutine[Any, Any, None]]) -> bool:
         """Run it in a task of its own. See `Runtime.spawn`."""
-        trio.lowlevel.spawn_system_task(function, context=contextvars.Context())
+        try:
+            trio.lowlevel.spawn_system_task(function, context=contextvars.Context())
+        except RuntimeError:
+            return False  # the run finalises its last generators; its nursery is closed already
+        return True
 
     async def sleep(self, seconds: float) -> None:
         """Suspend the task for that long."""

@@ -290,8 +290,8 @@ class TLSEngine:
             except self._ssl.SSLZeroReturnError:
                 piece = b""
             except (self._ssl.SSLError, ValueError) as exc:
-                # Kept, because OpenSSL reports an orderly end to whoever reads on after a fatal alert.
-                self._failure = f"TLS is broken: {_reason(exc)}"
+                # Kept, because OpenSSL reports an end to whoever reads on, or writes, after a fatal alert.
+                self._failure = self._write_failure = f"TLS is broken: {_reason(exc)}"
                 raise ReadError(self._failure, phase="read") from exc
             if piece:
                 return piece

@@ -14,7 +14,7 @@ from lamina_interfaces import (
     ConnectionNotAvailable,
     LaminaError,
     UnsupportedProtocol,
-    current_deadline,
+    interruptions,
 )
 from lamina_pool import URL, Origin
 
@@ -108,12 +108,7 @@ class OneOrigin:
         try:
             yield
         except BaseException as error:
-            errors: list[BaseException | None] = [error]
-            deadline = current_deadline()
-            while deadline is not None:
-                errors.append(deadline.interruption)
-                deadline = deadline.outer
-            for each in errors:
+            for each in (error, *interruptions()):
                 if isinstance(each, LaminaError) and each.origin is None:
                     each.origin = str(self.origin)
             raise

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from lamina_interfaces import (
     THREADS,
+    AsyncNetworkBackend,
+    NetworkBackend,
     NetworkBackendInterface,
     NetworkStream,
     backend_from_interface,
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from lamina_interfaces import BytesLike, NetworkBackend, SocketOption, ThreadRuntime
+    from lamina_interfaces import BytesLike, SocketOption, ThreadRuntime
 
     from ._body import ResponseBody
     from ._models import ContentTypes, Extensions, HeaderTypes, Proxy, Request, Response
@@ -413,5 +415,5 @@ def as_backend(backend: NetworkBackend | NetworkBackendInterface | None) -> Netw
     """
     if isinstance(backend, NetworkBackendInterface):
         return backend_from_interface(backend)
-    check_backend(backend, "NetworkBackend")
+    check_backend(backend, NetworkBackend, AsyncNetworkBackend)
     return backend

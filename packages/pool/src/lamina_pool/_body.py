@@ -104,8 +104,7 @@ class ResponseBody:
             data = await connection.receive_body(self._timeout)
         except LaminaError as error:
             self._end(reusable=False)
-            explained = self._pool.explain(error, self._request.url.origin)
-            raise explained from explained.__cause__
+            raise self._pool.explain(error, self._request.url.origin)  # noqa: B904 - it has its cause already
         except BaseException:
             self._end(reusable=False)
             self._pool.explain_interruption(self._request.url.origin)

@@ -177,6 +177,8 @@ class HTTP11Connection:
             await trace.around("send_request_headers", info, self._write, head, timeouts.write)
         except (WriteError, WriteTimeout) as error:
             answer = await self._answer_despite(error, timeouts.read)
+            if answer is None:
+                raise
         else:
             answer = await trace.around("send_request_body", info, self._send, b"", framing, body, timeouts)
         await trace.started("receive_response_headers", info)
@@ -213,7 +215,10 @@ class HTTP11Connection:
                     return answer
             await self._send_body(head, body, timeouts)
         except (WriteError, WriteTimeout) as error:
-            return self._early or await self._answer_despite(error, timeouts.read)
+            answer = self._early or await self._answer_despite(error, timeouts.read)
+            if answer is None:
+                raise
+            return answer
         return self._early
 
     async def _send_body(self, head: bytes, body: BodySource, timeouts: Timeouts) -> None:
@@ -302,19 +307,21 @@ class HTTP11Connection:
         if self._early is not None:
             self._collect()
 
-    async def _answer_despite(self, error: WriteError | WriteTimeout, timeout: float | None) -> ResponseHead:
-        """Sending failed. If the server had answered before, that is what counts."""
+    async def _answer_despite(
+        self, error: WriteError | WriteTimeout, timeout: float | None
+    ) -> ResponseHead | None:
+        """Sending failed. If the server had answered before, that is what counts; `None` if it had not."""
         self._has_write_failed = True
         if isinstance(error, WriteTimeout):
             if not self.stream.get_extra_info("is_readable"):
-                raise error
+                return None
         elif self._is_reused and not self.bytes_sent:
-            raise error  # perhaps nothing was sent; what is here would then be the answer to nothing
+            return None  # perhaps nothing was sent; what is here would then be the answer to nothing
         limit = Limit(_smaller(timeout, LATE_ANSWER_SECONDS), self._runtime.now, "read")
         try:
             return await self._receive_head_within(limit)
         except (ReadError, ReadTimeout, RemoteProtocolError):
-            raise error from None
+            return None
 
     async def _await_continue(self, timeout: float | None) -> ResponseHead | None:
         """Hold the body back until the server asks for it, answers without it, or takes too long."""
@@ -367,7 +374,10 @@ class HTTP11Connection:
                 pieces, self._pieces, self._held = self._pieces, [], 0
                 return pieces[0] if len(pieces) == 1 else b"".join(pieces)
             if self._failure is not None:
-                raise self._failure  # only now: first what came before it
+                try:
+                    raise self._failure  # only now: first what came before it
+                finally:
+                    self._failure = None  # its traceback leads back here
             if self._has_ended:
                 return b""
             await self._fill_body(timeout)

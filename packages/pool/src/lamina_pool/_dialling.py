@@ -184,13 +184,17 @@ class Dialler:
     ) -> None:
         """One attempt: all of it, TLS included, within `timeout` seconds."""
         limit = Limit(timeout, self._now, "connect")
+        started_at = self._now()
         dial.stream = None
         try:
             await self._connect_transport(dial, request.url.origin, limit, trace)
             if dial.ssl_context is not None:
                 await self._start_tls(dial, dial.ssl_context, request, limit, trace)
-        except BaseException:
+        except BaseException as error:
             dial.abort()
+            if isinstance(error, ConnectTimeout) and timeout is not None:
+                # The backend knows of one step, and what was left for it.
+                error.elapsed, error.limit = self._now() - started_at, float(timeout)
             raise
 
     async def _connect_transport(

@@ -119,10 +119,17 @@ def untrusted_bytes() -> ReadError:
     return ReadError("the peer sent bytes before the TLS handshake, which cannot be trusted", phase="tls")
 
 
-def check_backend(backend: object, kind: str) -> None:
-    """Raise `ArgumentTypeError` unless it is a backend, or `None`."""
-    if backend is not None and not hasattr(backend, "connect_tcp"):
-        raise ArgumentTypeError(f"network_backend must be a {kind}, not {type(backend).__name__}")
+def check_backend(backend: object, kind: type, foreign: type) -> None:
+    """Refuse what is no backend, its class, and one of the other world. What merely has the methods will do.
+
+    Raises:
+        ArgumentTypeError: it is one of these.
+    """
+    if backend is None or isinstance(backend, kind):
+        return
+    if isinstance(backend, (type, foreign)) or not hasattr(backend, "connect_tcp"):
+        given = f"the class {backend.__name__}" if isinstance(backend, type) else type(backend).__name__
+        raise ArgumentTypeError(f"network_backend must be an instance of {kind.__name__}, not {given}")
 
 
 def describe_pool(pool: object, stats: PoolStats) -> str:

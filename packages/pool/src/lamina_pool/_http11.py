@@ -262,9 +262,10 @@ class HTTP11Session:
         try:
             return self._h11.next_event()
         except h11.RemoteProtocolError as error:
+            # h11 raises what its frame has in a variable: a cycle, which would keep the whole connection.
             if self._is_head_next and self._is_end_fed:
-                raise RemoteProtocolError(_CUT_OFF, phase="read") from error
-            raise RemoteProtocolError(_shortened(str(error)), phase="read") from error
+                raise RemoteProtocolError(_CUT_OFF, phase="read") from error.with_traceback(None)
+            raise RemoteProtocolError(_shortened(str(error)), phase="read") from error.with_traceback(None)
 
     def _look_through_head(self) -> None:
         held = self._h11.trailing_data[0]

@@ -37,7 +37,7 @@ from lamina_interfaces import (
     LaminaError,
     Limit,
     PoolClosed,
-    current_deadline,
+    interruptions,
 )
 
 from ._body import ResponseBody
@@ -284,8 +284,8 @@ class Pool:
             return Response.received(head.status, head.headers, self._world.response_stream(body), extensions)
         except LaminaError as error:
             claim.give_back(reusable=claim.connection is None)
-            explained = self.explain(error, origin)
-            raise explained from explained.__cause__
+            # Not by way of a variable, which its traceback would keep in a cycle, and the request with it.
+            raise self.explain(error, origin)  # noqa: B904 - it has its cause already
         except BaseException:
             claim.give_back(reusable=claim.connection is None)
             self.explain_interruption(origin)
@@ -308,7 +308,10 @@ class Pool:
                     is_unsent = stale.bytes_sent == 0
                     is_safe = is_unsent or (framing.is_idempotent and framing.is_replayable)
                     if has_failed or not is_safe or (body.has_begun and not framing.is_replayable):
-                        raise stale.cause from stale.cause.__cause__
+                        try:
+                            raise stale.cause from stale.cause.__cause__
+                        finally:
+                            del stale.cause  # whose context this one is: a cycle
                     # A connection found dead before anything was sent costs nothing, so the next idle one may be
                     # tried. One that died under the request was the one chance: now only a new one will do.
                     has_failed = not is_unsent
@@ -352,10 +355,16 @@ class Pool:
         if waiter in self._sleepers:  # perhaps served already: by the closing of an idle connection
             await self._sleep_until_served(waiter, limit)
         if waiter.state is WaiterState.DIALLING:
-            await self._dialler.dial(claim, request, timeouts)
+            try:
+                await self._dialler.dial(claim, request, timeouts)
+            except PoolClosed:
+                self._check_here()
+                raise
+            self._check_here()
             self._step(self._scheduler.opened, waiter, claim.connection, self._now())
             self._settle()
         if waiter.state is WaiterState.REFUSED or waiter.slot is None:
+            self._check_here()
             raise PoolClosed(phase="pool")
         claim.connection = waiter.slot.connection
         return waiter.slot.connection  # type: ignore[no-any-return] # the scheduler knows connections as Any
@@ -392,11 +401,8 @@ class Pool:
 
     def explain_interruption(self, origin: Origin) -> None:
         """The same for what a deadline's block will raise in the place of the cancellation that passes by."""
-        deadline = current_deadline()
-        while deadline is not None:
-            if deadline.interruption is not None:
-                self.explain(deadline.interruption, origin)
-            deadline = deadline.outer
+        for error in interruptions():
+            self.explain(error, origin)
 
     # --- the whole pool ------------------------------------------------------------------------------------
 
@@ -470,7 +476,18 @@ class Pool:
                     "the pool is in use in another event loop; each needs a pool of its own"
                 )
             self._world.move()
+            # The loop may only stand still. When it goes on, whoever is on the way to a connection there has to end.
+            stranded = self._sleepers
+            self._dialler.close()
             self._begin_anew()
+            for waiter in stranded:
+                waiter.state = WaiterState.REFUSED
+                waiter.payload.set()
+
+    def _check_here(self) -> None:
+        """Raise `ConcurrencyError` if the pool has moved on while this request was waiting."""
+        if not self._runtime.is_here():
+            raise ConcurrencyError("the pool has moved on to another event loop", phase="pool")
 
     def _begin_anew(self) -> None:
         """Drop everything: in a forked child, where the connections are the parent's, and in another event loop."""

@@ -14,11 +14,13 @@ import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lamina_interfaces import (
+    AsyncNetworkBackend,
     AsyncNetworkBackendInterface,
     AsyncNetworkStream,
     BackendNotFound,
     DeadlineBlock,
     Limit,
+    NetworkBackend,
     PromptCloser,
     ThreadRuntime,
     async_backend_from_interface,
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from lamina_interfaces import AsyncNetworkBackend, BytesLike, Event, Phase, Runtime, SocketOption
+    from lamina_interfaces import BytesLike, Event, Phase, Runtime, SocketOption
 
     from ._body import ResponseBody
     from ._models import ContentTypes, Extensions, HeaderTypes, Proxy, Request, Response
@@ -292,7 +294,8 @@ class SuspendingWorld:
 
         def start() -> None:
             closing.add(token)
-            self.runtime.spawn(close)
+            if not self.runtime.spawn(close):
+                closing.discard(token)  # nobody is to wait for it
 
         if self.runtime.is_here():
             start()
@@ -442,10 +445,10 @@ class _RequestContext:
 class AsyncConnectionPool:
     """Sends requests over connections that it keeps for the next ones. For the tasks of one event loop.
 
-    Use it as an async context manager, or close it. It belongs to the event loop, of asyncio or
-    trio, in which it is used first. When that
-    one has ended, its connections are dropped and the pool works in the next one; use in a second loop while the first
-    is running raises `ConcurrencyError`. After a fork the child's pool begins empty.
+    Use it as an async context manager, or close it. It belongs to the event loop, of asyncio or trio, in which it is
+    used first. When that one has ended, or stands still, its connections are dropped, and the pool works in the next.
+    Requests that are under way in a loop which stands still end with an error when it goes on. Use in a second loop
+    while the first is running raises `ConcurrencyError`. After a fork the child's pool begins empty.
 
     A request that is cancelled, at whatever point, gives up its place in the queue or its connection at once.
 
@@ -643,5 +646,5 @@ def as_async_backend(
     """
     if isinstance(backend, AsyncNetworkBackendInterface):
         return async_backend_from_interface(backend)
-    check_backend(backend, "AsyncNetworkBackend")
+    check_backend(backend, AsyncNetworkBackend, NetworkBackend)
     return backend

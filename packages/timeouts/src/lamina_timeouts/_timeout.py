@@ -52,8 +52,9 @@ class timeout:  # noqa: N801 - reads as a statement, as in `asyncio.timeout`, an
 
     Blocks nest, and the soonest deadline counts. What reaches it raises `DeadlineExceeded`, which leaves the block
     whose deadline it was like any other exception; the blocks around that one go on counting. Its `phase` is what
-    lamina was doing, or `None` in the caller's own code. Operations have a `timeout=` of their own besides; reaching
-    that one raises `ReadTimeout` and its siblings.
+    lamina was doing, or `None` in the caller's own code. Where the deadline ends the tasks of a group inside the block,
+    and nothing else goes wrong in them, the block raises one such error instead of an exception group. Operations have
+    a `timeout=` of their own besides; reaching that one raises `ReadTimeout` and its siblings.
 
     In a task of asyncio or trio any `await` in the block ends: it is a cancel scope, of one cancellation under asyncio
     (as `asyncio.timeout`), of all that follow under trio. A cancellation by anybody else passes as it is, also in the
