@@ -196,6 +196,32 @@ def test_a_response_of_a_loop_that_has_ended_is_closed_before_the_pool_has_moved
     RUNS[second](pool.aclose)
 
 
+@pytest.mark.parametrize("second", RUNS)
+@pytest.mark.parametrize("first", RUNS)
+def test_a_response_that_is_dropped_in_another_loop_tells_its_age_by_its_own_clock_I05(
+    first: str, second: str
+) -> None:
+    """trio's clock begins somewhere else."""
+    backend = MemoryBackend(half)
+    pool = AsyncConnectionPool(network_backend=backend)
+    held: list[Any] = []
+
+    async def open_one() -> None:
+        held.append(await pool.handle_async_request(request_for(url())))
+
+    async def drop_it() -> None:
+        backend.answer = MemoryBackend().answer
+        await ask(pool)
+        with pytest.warns(
+            ResourceWarning, match=r"never read to its end or closed; it came \d{1,2}\.\d s ago"
+        ):
+            held.clear()
+        await pool.aclose()
+
+    RUNS[first](open_one)
+    RUNS[second](drop_it)
+
+
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
 def test_a_pool_is_closed_in_another_loop_or_none_I05(run: Callable[[Main], Any]) -> None:
     backend = MemoryBackend()

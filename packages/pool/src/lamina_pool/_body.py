@@ -35,6 +35,7 @@ class ResponseBody:
         "_is_complete",
         "_is_open",
         "_is_traced",
+        "_now",
         "_opened_at",
         "_pool",
         "_reading",
@@ -63,7 +64,8 @@ class ResponseBody:
         self._switched = switched
         self._trace = Tracer.of(request, "http11")
         self._is_traced = False
-        self._opened_at = pool._now()
+        self._now = pool._now  # kept: the pool may move to another event loop, whose clock is another
+        self._opened_at = self._now()
         self._is_open = True
         self._is_complete = switched
         # A raw lock, only ever tried: it tells a second reader, in a thread or a task, from the first.
@@ -203,7 +205,7 @@ class ResponseBody:
         if getattr(self, "_is_open", False) and self._claim.is_open:
             # Not left to the claim's own finaliser: whoever records the warning keeps us, and the claim with us.
             self._pool._abandon(self._claim)
-            age = self._pool._now() - self._opened_at
+            age = self._now() - self._opened_at
             url = self._request.url
             # Without the query, which may hold secrets.
             path = url.target.partition(b"?")[0].decode("latin-1")
