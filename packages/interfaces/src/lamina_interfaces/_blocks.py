@@ -45,7 +45,7 @@ class DeadlineBlock:
     ) -> None:
         self._runtime = current_runtime() if runtime is None else runtime
         self._scope: Scope | None = None
-        self.deadline = Deadline(seconds, chain_clock(self._runtime.now))
+        self.deadline: Deadline = Deadline(seconds, chain_clock(self._runtime.now))
         self.deadline.shields = shield
 
     def open(self) -> None:

@@ -118,7 +118,7 @@ class Dial:
     ) -> None:
         ascii_host = check_host(host)
         self.host = host
-        self.port = check_port(port)
+        self.port: int = check_port(port)
         self._local_address = _local_address(local_address)
         self._options = _checked_options(options)
         limit.check()

@@ -221,13 +221,13 @@ class Lookup:
     """
 
     def __init__(self, resolver: Resolver, host: str, port: int, family: int) -> None:
-        self.key = (id(resolver), host, port, family)
-        self.started_at = monotonic()
+        self.key: tuple[int, str, int, int] = (id(resolver), host, port, family)
+        self.started_at: float = monotonic()
         self.addresses: list[ResolvedAddress] | None = None
         self.error: BaseException | None = None
         self.bells: set[Bell] = set()
-        self.begun = False
-        self.dropped = False
+        self.begun: bool = False
+        self.dropped: bool = False
         self._resolver = resolver  # also keeps its id from being given to another
         self._question = (host, port, family)
 
