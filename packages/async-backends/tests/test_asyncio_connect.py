@@ -447,6 +447,26 @@ def test_a_look_up_whose_loop_has_ended_disturbs_nobody(anyio_backend: Any) -> N
     gc.collect()
 
 
+def test_a_dial_that_is_thrown_away_with_its_loop_ends_without_a_word(anyio_backend: Any) -> None:
+    class Silent(AsyncResolver):
+        async def resolve(self, host: str, port: int, family: int) -> Sequence[ResolvedAddress]:
+            asked.set()
+            await asyncio.Event().wait()
+            return ()
+
+    asked = asyncio.Event()
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda _, context: None)  # it complains of tasks that are thrown away
+    task = loop.create_task(AsyncioBackend(resolver=Silent()).connect_tcp("server.example", 80))
+    loop.run_until_complete(asked.wait())
+    loop.close()
+    dial = task.get_coro()
+    assert dial is not None
+    dial.close()
+    del dial, task
+    gc.collect()
+
+
 # --- unix sockets ---------------------------------------------------------------------------------------------
 
 

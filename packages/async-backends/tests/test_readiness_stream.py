@@ -95,9 +95,10 @@ async def test_a_reset_is_an_error_but_the_answer_before_it_is_read(backend: Any
                     await stream.write(b"more")
             assert broken.value.errno
             assert broken.value.phase == "write"
-            with pytest.raises(WriteError, match="broke") as broken:
+            with pytest.raises(WriteError, match="an earlier write was not completed"):
                 await stream.write(b"more")
-            assert broken.value.errno
+            with pytest.raises(WriteError, match="an earlier write was not completed"):
+                await stream.write_until_readable(b"more")
             assert await stream.read(timeout=PATIENCE) == b"answer"
             for _ in range(2):
                 with pytest.raises(ReadError, match="broke"):
@@ -384,12 +385,14 @@ async def test_a_cancelled_task_of_asyncio_is_cancelled_though_one_of_two_waits_
 
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("place", [0, 1])
-@pytest.mark.parametrize("urgent", [KeyboardInterrupt, asyncio.CancelledError])
+@pytest.mark.parametrize("urgent", [KeyboardInterrupt, SystemExit, asyncio.CancelledError])
 async def test_of_several_failures_a_cancellation_or_an_interrupt_is_raised(
     backend: Any, urgent: type[BaseException], place: int, nested: bool
 ) -> None:
     """Lest it be swallowed."""
     errors: list[BaseException] = [ValueError("of a resolver's")]
+    if urgent is not asyncio.CancelledError:
+        errors.insert(place, asyncio.CancelledError())
     errors.insert(place, urgent())
     group = BaseExceptionGroup("", errors)
     if nested:
@@ -491,6 +494,34 @@ def drain_exactly(sock: socket.socket, count: int) -> None:
     buffer = bytearray(1 << 18)
     while count:
         count -= sock.recv_into(buffer, min(count, len(buffer)))
+
+
+async def test_a_socket_that_somebody_else_waits_for_is_an_error_of_ours(pair: Pair) -> None:
+    stream, _ = pair
+    library = type(stream)._library
+    sock = stream.get_extra_info("socket")
+    waiting = 0
+
+    async def wait(ready: Any) -> None:
+        nonlocal waiting
+        waiting += 1
+        await ready(sock)
+
+    with pytest.raises(WriteTimeout):
+        await stream.write_until_readable(MUCH, timeout=0.01)
+    stream._transport._half_sent = False
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wait, library.wait_readable)
+        tasks.start_soon(wait, library.wait_writable)
+        await until(lambda: waiting == 2)
+        for limit in (None, PATIENCE):
+            with pytest.raises(ReadError, match="cannot watch the socket") as read:
+                await stream.read(timeout=limit)
+            assert read.value.phase == "read"
+        with pytest.raises(WriteError, match="cannot watch the socket") as written:
+            await stream.write(b"more", timeout=PATIENCE)
+        assert written.value.phase == "write"
+        tasks.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("how", ["aclose", "abort", "from another thread"])

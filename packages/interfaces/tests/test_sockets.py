@@ -60,10 +60,15 @@ def test_a_view_locks_the_buffer_until_it_is_released() -> None:
     wide.append(1)
 
 
-@pytest.mark.parametrize("buffer", ["text", 5, None, memoryview(b"abcd")[::2]], ids=repr)
+@pytest.mark.parametrize("buffer", ["text", 5, None], ids=repr)
 def test_what_is_no_buffer_of_bytes_is_refused(buffer: Any) -> None:
-    with pytest.raises((ArgumentTypeError, ArgumentValueError), match="buffer"):
+    with pytest.raises(ArgumentTypeError, match="buffer"):
         byte_view(buffer)
+
+
+def test_a_view_with_gaps_is_refused() -> None:
+    with pytest.raises(ArgumentValueError, match="not contiguous"):
+        byte_view(memoryview(b"abcd")[::2])
 
 
 def test_a_view_that_was_released_is_refused() -> None:

@@ -192,6 +192,8 @@ def test_a_broken_record_is_a_read_error_and_never_the_end() -> None:
     for _ in range(3):
         with pytest.raises(ReadError, match="TLS is broken"):
             engine.read(10)
+    with pytest.raises(WriteError, match="TLS is broken"):  # and not OpenSSL's "EOF occurred"
+        engine.write(b"more")
 
 
 def test_after_a_fatal_alert_reading_on_is_an_error_and_not_the_end() -> None:

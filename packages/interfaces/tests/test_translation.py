@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from lamina_interfaces import ConnectError
 from lamina_interfaces.translation import describe, network_error, system_errno
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def test_every_error_of_the_system_becomes_the_phases_own(phase: Phase, number: 
         (ValueError("odd"), "odd", None),
         (KeyError(), "KeyError", None),
         (ConnectionResetError(errno.ECONNRESET, "reset"), "reset", errno.ECONNRESET),
+        (ConnectError("nobody there", phase="dns", errno=errno.EPERM), "nobody there", errno.EPERM),
     ],
 )
 def test_whatever_was_raised_is_described(raised: Exception, words: str, number: int | None) -> None:

@@ -145,8 +145,9 @@ def test_a_reset_is_a_read_error_and_stays_one(tcp: Pair) -> None:
     assert caught.value.errno == errno.ECONNRESET
     assert caught.value.phase == "read"
     assert isinstance(caught.value.__cause__, OSError)
-    with pytest.raises(ReadError):
+    with pytest.raises(ReadError) as again:
         stream.read()
+    assert (str(again.value), again.value.errno) == (str(caught.value), errno.ECONNRESET)
 
 
 def test_a_break_that_the_writer_was_told_of_is_not_an_end_for_the_reader(tcp: Pair) -> None:
@@ -160,8 +161,22 @@ def test_a_break_that_the_writer_was_told_of_is_not_an_end_for_the_reader(tcp: P
         stream.write(b"more")
     assert caught.value.errno in {errno.ECONNRESET, errno.EPIPE}
     for _ in range(2):
-        with pytest.raises(ReadError):
+        with pytest.raises(ReadError) as read:
             stream.read()
+        assert read.value.errno == caught.value.errno
+
+
+def test_a_break_is_told_with_one_number_to_all_who_send(tcp: Pair) -> None:
+    """Over TLS a reader sends too; the system tells the first of a reset and the next of a broken pipe."""
+    stream, peer = tcp
+    reset(peer)
+    until(lambda: stream.get_extra_info("is_readable"))
+    numbers = set()
+    for _ in range(3):
+        with pytest.raises(WriteError) as caught:
+            stream._transport.send_now(memoryview(b"more"))
+        numbers.add(caught.value.errno)
+    assert len(numbers) == 1
 
 
 def test_bytes_that_came_before_a_failed_write_can_be_read(tcp: Pair) -> None:
@@ -205,7 +220,7 @@ def test_any_bytes_like_is_written(pair: Pair, buffer: Any) -> None:
 @pytest.mark.parametrize("buffer", ["text", 5, None, [b"x"], memoryview(b"abcd")[::2]])
 def test_what_is_no_buffer_is_refused_before_a_byte_is_sent(pair: Pair, buffer: Any) -> None:
     stream, peer = pair
-    with pytest.raises(ArgumentTypeError, match="buffer"):
+    with pytest.raises((ArgumentTypeError, ArgumentValueError), match="buffer"):
         stream.write(buffer)
     stream.close()
     assert peer.recv(10) == b""

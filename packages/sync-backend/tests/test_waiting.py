@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import math
 import select
 import socket
+import sys
 from time import monotonic
 
 import pytest
@@ -47,6 +49,16 @@ def test_what_is_ready_is_told() -> None:
         assert wait(poll, limit()) == [(ours.fileno(), READ | WRITE)]
         poll.unregister(ours.fileno())
         assert wait(poll, limit(), until=monotonic()) == []
+
+
+@pytest.mark.parametrize("seconds", [1e30, sys.float_info.max, math.inf])
+def test_a_limit_may_be_as_long_as_one_likes(seconds: float) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        poll = new_poll()
+        poll.register(ours.fileno(), READ)
+        theirs.send(b"x")
+        assert wait(poll, limit(seconds))
 
 
 def test_what_is_ready_counts_even_when_the_time_is_up() -> None:

@@ -14,6 +14,7 @@ from lamina_interfaces.translation import network_error
 
 from ._asyncio_transport import REFUSALS, AsyncioTransport, running_loop, wake
 from ._stream import Stream
+from ._transport import UNWATCHED
 
 if TYPE_CHECKING:
     import asyncio
@@ -158,9 +159,12 @@ class _Connecting:
         try:
             try:
                 return await self._connect()
+            except GeneratorExit:
+                self._over = True  # our own task was thrown away, with its loop: nobody can wait any more
+                raise
             finally:
                 self._dial.close()
-                if self._tasks:
+                if self._tasks and not self._over:
                     await self._end_look_ups()
         except BaseException:
             if self._stream is not None:
@@ -196,7 +200,7 @@ class _Connecting:
             if not self._news:
                 await self._waiter
         except REFUSALS as exc:
-            raise network_error(exc, "connect", "the event loop cannot watch the socket") from exc
+            raise network_error(exc, "connect", UNWATCHED) from exc
         except BaseException:
             dial.interrupted()
             raise
@@ -251,7 +255,7 @@ class _Connecting:
             task.cancel()
         while self._tasks and self._loop.time() < end:
             try:
-                await wait(list(self._tasks), timeout=CLEAN_UP_SECONDS)
+                await wait(list(self._tasks), timeout=end - self._loop.time())
             except CancelledError as exc:  # anyio's scopes cancel again in every turn
                 cancelled = exc
         if cancelled is not None:

@@ -28,9 +28,7 @@ end the parent's connection, and a change of the selector would be one of the pa
 
 from __future__ import annotations
 
-import select
 import socket
-from os import getpid
 from types import coroutine
 from typing import TYPE_CHECKING
 
@@ -38,13 +36,13 @@ from lamina_interfaces import ConcurrencyError, UnsupportedProtocol
 from lamina_interfaces.sockets import close_without_lingering, drop_incoming
 from lamina_interfaces.translation import network_error
 
-from ._transport import BROKE, BULK, CLOSED, HALF_SENT, INHERITED, READING, WRITING
+from ._transport import BULK, CLOSED, READING, UNWATCHED, WRITING, Transport
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Generator
 
-    from lamina_interfaces import Limit, NetworkError, Phase
+    from lamina_interfaces import Limit, Phase
 
 TURNS = 16
 """Operations in a row that do not wait, before other tasks get their turn: with 64 KiB each, some 0.3 ms."""
@@ -54,9 +52,6 @@ DIRECT_SIZE = 64 * 1024
 
 REFUSALS = (OSError, RuntimeError)
 """What a loop raises that will not watch a socket: its selector is full, or a transport of asyncio has the socket."""
-
-# A process that handles SIGPIPE in its own way must not get one from us.
-_SEND_FLAGS = getattr(socket, "MSG_NOSIGNAL", 0)
 
 
 def running_loop() -> asyncio.AbstractEventLoop:
@@ -89,7 +84,7 @@ def _let_others_go_first() -> Generator[None, None, None]:
     yield  # as `asyncio.sleep(0)` does
 
 
-class AsyncioTransport:
+class AsyncioTransport(Transport):
     """A non-blocking socket, and the loop that watches it: the `Transport` of asyncio.
 
     What is queued is sent by callbacks, as soon as the kernel takes it.
@@ -102,69 +97,25 @@ class AsyncioTransport:
     def __init__(self, sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
         from asyncio import events
 
-        self.sock = sock
+        super().__init__(sock, loop.time)
         self.loop = loop
-        self.now = loop.time
-        self.closed = False
-        self.users = 0
-        self.unsent = bytearray()
         self._running_loop = events._get_running_loop
         self._fd = sock.fileno()
-        self._pid = getpid()
         self._watched = 0  # the sides that the loop watches
         self._read_waiter: asyncio.Future[None] | None = None
         self._write_waiter: asyncio.Future[None] | None = None
         self._wanted = DIRECT_SIZE
         self._news = False  # whether there is something in the stash, or the stream has ended or failed
         self._stash = b""
-        # The system tells of a break only once, to whoever asks first; afterwards it looks like an orderly end.
-        self._read_failure: OSError | None = None
-        self._write_failure: OSError | None = None
-        self._half_sent = False
-        self._bulk = False
         self._turns = 0
         # uvloop no longer watches a socket that was reset while nobody waited, and does not say so.
         self._forgets = type(loop).__module__.startswith("uvloop")
 
     # --- users and the end ---------------------------------------------------------------------------------
 
-    def enter(self, sides: int, phase: Phase) -> None:
-        """See `Transport.enter`."""
-        if getpid() != self._pid:
-            raise network_error(OSError(INHERITED), phase)
-        if self._running_loop() is not self.loop:
-            raise ConcurrencyError("this stream belongs to another event loop", phase=phase)
-        if common := sides & self.users:
-            doing = "reading from" if common & READING else "writing to"
-            raise ConcurrencyError(f"another task is {doing} this stream", phase=phase)
-        if self.closed:
-            raise network_error(OSError(CLOSED), phase)
-        if sides & WRITING and self._half_sent:
-            raise network_error(OSError(HALF_SENT), phase)
-        self.users |= sides
-
-    def leave(self, sides: int) -> None:
-        """See `Transport.leave`."""
-        self.users &= ~sides
-
-    def give_up_writing(self) -> None:
-        """See `Transport.give_up_writing`."""
-        self._half_sent = True
-
-    @property
     def is_here(self) -> bool:
-        """Whether its loop is the one that runs in this thread."""
+        """See `Transport.is_here`."""
         return self._running_loop() is self.loop
-
-    @property
-    def inherited(self) -> bool:
-        """See `Transport.inherited`."""
-        return getpid() != self._pid
-
-    @property
-    def may_take_leave(self) -> bool:
-        """See `Transport.may_take_leave`."""
-        return not (self.closed or self._half_sent or self.users & WRITING or self.inherited) and self.is_here
 
     def close(self, *, gracefully: bool = False) -> None:
         """See `Transport.close`."""
@@ -175,7 +126,7 @@ class AsyncioTransport:
             return
         if self.inherited:
             self.sock.close()
-        elif self.is_here or not self.loop.is_running():
+        elif self.is_here() or not self.loop.is_running():
             self._free()
         else:
             try:
@@ -242,15 +193,9 @@ class AsyncioTransport:
             self._fill(max_bytes)
         return self._take(max_bytes) if self._news else None
 
-    def readable_now(self) -> bool:
-        """See `Transport.readable_now`."""
-        if self._news:
-            return True
-        if hasattr(select, "poll"):
-            poll = select.poll()
-            poll.register(self._fd, select.POLLIN)
-            return bool(poll.poll(0))
-        return bool(select.select([self._fd], [], [], 0)[0])
+    def has_news(self) -> bool:
+        """See `Transport.has_news`."""
+        return self._news
 
     def _fill(self, max_bytes: int) -> None:
         """Receive what is there, be it bytes, the end or an error."""
@@ -304,31 +249,6 @@ class AsyncioTransport:
             with view[sent:] as rest:
                 sent += self.send_now(rest)
 
-    def send_now(self, view: memoryview | bytearray | bytes) -> int:
-        """See `Transport.send_now`."""
-        if self._write_failure is not None:
-            raise self._error(self._write_failure, "write") from self._write_failure
-        try:
-            return self.sock.send(view, _SEND_FLAGS)
-        except (BlockingIOError, InterruptedError):
-            return 0
-        except OSError as exc:
-            # Bytes that have come may still be read: an answer may be among them.
-            self._write_failure = exc.with_traceback(None)
-        raise self._error(self._write_failure, "write") from self._write_failure
-
-    async def send_until_readable(self, view: memoryview, limit: Limit) -> int:
-        """See `Transport.send_until_readable`."""
-        sent = 0
-        await self.take_turns()
-        while sent < len(view) and not self.readable_now():
-            with view[sent:] as rest:
-                count = self.send_now(rest)
-            sent += count
-            if not count:
-                await self.wait_either(limit)
-        return sent
-
     async def take_turns(self) -> None:
         """See `Transport.take_turns`. It is due if this task has not waited for long."""
         self._turns += 1
@@ -337,7 +257,7 @@ class AsyncioTransport:
             await _let_others_go_first()
 
     async def wait_writable(self, limit: Limit) -> None:
-        """Wait until the system takes more, and has taken all that is queued."""
+        """See `Transport.wait_writable`. Until it has taken all that is queued, too."""
         await self._wait_to_write(limit, WRITING)
 
     async def wait_either(self, limit: Limit) -> None:
@@ -368,13 +288,6 @@ class AsyncioTransport:
         if data:
             self.unsent += data
             self._watch(WRITING)
-
-    async def flush(self, limit: Limit) -> None:
-        """See `Transport.flush`."""
-        while self.unsent:
-            await self.wait_writable(limit)
-        if self._write_failure is not None:
-            raise self._error(self._write_failure, "write") from self._write_failure
 
     def _on_writable(self) -> None:
         if self.unsent:
@@ -413,7 +326,7 @@ class AsyncioTransport:
                 self._watched |= WRITING
         except REFUSALS as exc:
             phase: Phase = "read" if sides == READING else "write"
-            raise network_error(exc, phase, "the event loop cannot watch the socket") from exc
+            raise network_error(exc, phase, UNWATCHED) from exc
 
     def _stop_watching(self, sides: int) -> None:
         sides &= self._watched
@@ -422,6 +335,3 @@ class AsyncioTransport:
             self.loop.remove_reader(self._fd)
         if sides & WRITING:
             self.loop.remove_writer(self._fd)
-
-    def _error(self, exc: OSError, phase: Phase) -> NetworkError:
-        return network_error(exc, phase, "" if self.closed else BROKE)

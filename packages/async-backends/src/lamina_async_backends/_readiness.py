@@ -23,6 +23,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lamina_interfaces import ConcurrencyError, Deadline, current_runtime
+from lamina_interfaces.translation import network_error
+
+from ._transport import UNWATCHED
 
 if TYPE_CHECKING:
     import socket
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from lamina_interfaces import Limit, Runtime, RuntimeName, Scope
+
+
+INTERRUPTS = (KeyboardInterrupt, SystemExit)
 
 
 class CancelScope(Protocol):
@@ -144,6 +150,7 @@ class Waiter:
 
         Raises:
             TimeoutException: nothing remains of the limit.
+            NetworkError: the library cannot wait for the socket, or somebody else waits for it.
         """
         now = self.runtime.now
         while True:
@@ -151,12 +158,15 @@ class Waiter:
             if until is not None:
                 pause = max(0.0, until - now())
                 seconds = pause if seconds is None else min(seconds, pause)
-            if seconds is None:
-                await ready(*args)
-                return
-            with _Timer(seconds, self.runtime):
-                await ready(*args)
-                return
+            try:
+                if seconds is None:
+                    await ready(*args)
+                    return
+                with _Timer(seconds, self.runtime):
+                    await ready(*args)
+                    return
+            except Exception as exc:
+                raise network_error(exc, limit.phase, UNWATCHED) from exc
             # Here only after the scope has swallowed its own cancellation.
             if limit.expired():
                 raise limit.error() if timeout_error is None else timeout_error()
@@ -207,7 +217,7 @@ class Waiter:
 
 
 def _most_urgent(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """One exception of a group: a cancellation or an interrupt, if there is one, lest it be swallowed."""
+    """One exception of a group: an interrupt, or else a cancellation, if there is one, lest it be swallowed."""
     leaves: list[BaseException] = []
     rest: list[BaseException] = [group]
     while rest:
@@ -216,4 +226,5 @@ def _most_urgent(group: BaseExceptionGroup[BaseException]) -> BaseException:
             rest.extend(exc.exceptions)
         else:
             leaves.append(exc)
-    return next((leaf for leaf in leaves if not isinstance(leaf, Exception)), leaves[0])
+    # A cancellation is swallowed by its scope, so it goes behind an interrupt.
+    return max(leaves, key=lambda leaf: (isinstance(leaf, INTERRUPTS), not isinstance(leaf, Exception)))

@@ -16,27 +16,21 @@ end the parent's connection, so the process is remembered too.
 
 from __future__ import annotations
 
-import os
-import select
 import socket
 from typing import TYPE_CHECKING
 
-from lamina_interfaces import ConcurrencyError, NetworkError
+from lamina_interfaces import NetworkError
 from lamina_interfaces.sockets import close_without_lingering, drop_incoming
-from lamina_interfaces.translation import network_error
 
-from ._transport import BROKE, BULK, CLOSED, HALF_SENT, INHERITED, READING, WRITING
+from ._transport import BULK, WRITING, Transport
 
 if TYPE_CHECKING:
-    from lamina_interfaces import Event, Limit, Phase
+    from lamina_interfaces import Event, Limit
 
     from ._readiness import Waiter
 
-# A process that handles SIGPIPE in its own way must not get one from us.
-_SEND_FLAGS = getattr(socket, "MSG_NOSIGNAL", 0)
 
-
-class ReadinessTransport:
+class ReadinessTransport(Transport):
     """A connected, non-blocking socket: the `Transport` of trio and of anyio.
 
     Args:
@@ -45,57 +39,22 @@ class ReadinessTransport:
     """
 
     def __init__(self, sock: socket.socket, waiter: Waiter) -> None:
-        self.sock = sock
+        super().__init__(sock, waiter.runtime.now)
         self.waiter = waiter
-        self.now = waiter.runtime.now
-        self.closed = False
-        self.users = 0
-        self.unsent = bytearray()
-        self._pid = os.getpid()
-        self._bulk = False
         self._ended = False
-        # The system tells of a break only once, to whoever asks first; afterwards it looks like an orderly end.
-        self._read_failure: OSError | None = None
-        self._write_failure: OSError | None = None
-        self._half_sent = False
         self._writable: Event | None = None  # somebody waits for the socket to become writable
 
     # --- users and the end ---------------------------------------------------------------------------------
 
-    def enter(self, sides: int, phase: Phase) -> None:
-        """See `Transport.enter`."""
-        if self.inherited:
-            raise network_error(OSError(INHERITED), phase)
-        if not self.waiter.runtime.is_here():
-            raise ConcurrencyError("this stream belongs to another event loop", phase=phase)
-        if common := sides & self.users:
-            doing = "reading from" if common & READING else "writing to"
-            raise ConcurrencyError(f"another task is {doing} this stream", phase=phase)
-        self.users |= sides
-        if self.closed or (self._half_sent and sides & WRITING):
-            self.leave(sides)
-            raise network_error(OSError(CLOSED if self.closed else HALF_SENT), phase)
+    def is_here(self) -> bool:
+        """See `Transport.is_here`."""
+        return self.waiter.runtime.is_here()
 
     def leave(self, sides: int) -> None:
         """See `Transport.leave`."""
         self.users &= ~sides
         if self.closed and not self.users:
             close_without_lingering(self.sock)
-
-    def give_up_writing(self) -> None:
-        """See `Transport.give_up_writing`."""
-        self._half_sent = self._write_failure is None  # a break is told again by the system, with its number
-
-    @property
-    def inherited(self) -> bool:
-        """See `Transport.inherited`."""
-        return os.getpid() != self._pid
-
-    @property
-    def may_take_leave(self) -> bool:
-        """See `Transport.may_take_leave`."""
-        busy = self.closed or self.inherited or self._half_sent or self.users & WRITING
-        return not busy and self.waiter.runtime.is_here()
 
     def close(self, *, gracefully: bool = False) -> None:
         """See `Transport.close`."""
@@ -156,15 +115,9 @@ class ReadinessTransport:
                     return b""
         raise self._error(self._read_failure, "read") from self._read_failure
 
-    def readable_now(self) -> bool:
-        """See `Transport.readable_now`."""
-        if self._ended or self._read_failure is not None:
-            return True
-        if not hasattr(select, "poll"):  # Windows
-            return bool(select.select([self.sock], (), (), 0)[0])
-        poll = select.poll()
-        poll.register(self.sock, select.POLLIN)
-        return bool(poll.poll(0))
+    def has_news(self) -> bool:
+        """See `Transport.has_news`."""
+        return self._ended or self._read_failure is not None
 
     async def _wait_readable(self, limit: Limit) -> None:
         if self.unsent and not self.users & WRITING:
@@ -183,32 +136,9 @@ class ReadinessTransport:
         await self.take_turns()
         sent = self.send_now(view)
         while sent < len(view):
-            await self._wait_writable(limit)
+            await self.wait_writable(limit)
             with view[sent:] as rest:
                 sent += self.send_now(rest)
-
-    def send_now(self, view: memoryview | bytearray | bytes) -> int:
-        """See `Transport.send_now`."""
-        try:
-            return self.sock.send(view, _SEND_FLAGS)
-        except (BlockingIOError, InterruptedError):
-            return 0
-        except OSError as exc:
-            # Bytes that have come may still be read: an answer may be among them.
-            self._write_failure = exc.with_traceback(None)
-        raise self._error(self._write_failure, "write") from self._write_failure
-
-    async def send_until_readable(self, view: memoryview, limit: Limit) -> int:
-        """See `Transport.send_until_readable`."""
-        sent = 0
-        await self.take_turns()
-        while sent < len(view) and not self.readable_now():
-            with view[sent:] as rest:
-                taken = self.send_now(rest)
-            sent += taken
-            if not taken:
-                await self.wait_either(limit)
-        return sent
 
     async def wait_either(self, limit: Limit) -> None:
         """See `Transport.wait_either`. By the user of the reading side."""
@@ -230,15 +160,8 @@ class ReadinessTransport:
             raise
         self.unsent += data
 
-    async def flush(self, limit: Limit) -> None:
-        """See `Transport.flush`."""
-        while self.unsent:
-            await self._wait_writable(limit)
-            self.queue(b"")
-        if self._write_failure is not None:
-            raise self._error(self._write_failure, "write") from self._write_failure
-
-    async def _wait_writable(self, limit: Limit) -> None:
+    async def wait_writable(self, limit: Limit) -> None:
+        """See `Transport.wait_writable`."""
         await self.waiter.wait(limit, self._until_writable)
 
     async def _until_readable(self) -> None:
@@ -256,10 +179,3 @@ class ReadinessTransport:
         finally:
             self._writable = None
             event.set()
-
-    # --- within --------------------------------------------------------------------------------------------
-
-    def _error(self, exc: OSError | None, phase: Phase) -> NetworkError:
-        if exc is None or self.closed:
-            return network_error(OSError(CLOSED), phase)
-        return network_error(exc, phase, BROKE)

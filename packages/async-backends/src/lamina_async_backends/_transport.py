@@ -1,18 +1,23 @@
-"""What a stream, and TLS, need of the socket beneath them: the surface that each transport has.
+"""What a stream, and TLS, need of the socket beneath them, and what the transports have in common.
 
-The transports differ in how one waits for a socket, and in nothing that can be seen from here. All of it happens in
-the loop's own thread, save `close`.
+They differ in how one waits for a socket, and in nothing that can be seen from here. All of it happens in the loop's
+own thread, save `close`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+import select
+import socket
+from os import getpid
+from typing import TYPE_CHECKING
+
+from lamina_interfaces import ConcurrencyError
+from lamina_interfaces.translation import network_error
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
-    from lamina_interfaces import Limit, Phase
+    from lamina_interfaces import Limit, NetworkError, Phase
 
 READING = 1
 WRITING = 2
@@ -24,26 +29,41 @@ CLOSED = "the stream is closed"
 INHERITED = "the stream belongs to the parent process"
 BROKE = "the connection broke"
 HALF_SENT = "an earlier write was not completed"
+UNWATCHED = "the event loop cannot watch the socket"
+
+# A process that handles SIGPIPE in its own way must not get one from us.
+_SEND_FLAGS = getattr(socket, "MSG_NOSIGNAL", 0)
 
 
-class Transport(Protocol):
+class Transport:
     """A connected socket, and how to wait for it.
 
     Each side, reading and writing, has one user at a time.
 
-    Attributes:
-        sock: the transport's own, non-blocking.
+    Args:
+        sock: connected, non-blocking, the transport's from now on.
         now: the clock of the loop.
+
+    Attributes:
+        sock: as given.
+        now: as given.
         closed: whether `close` was called.
         users: the sides that are in use.
         unsent: bytes that were queued, and that the system has not taken yet.
     """
 
-    sock: socket.socket
-    now: Callable[[], float]
-    closed: bool
-    users: int
-    unsent: bytearray
+    def __init__(self, sock: socket.socket, now: Callable[[], float]) -> None:
+        self.sock = sock
+        self.now = now
+        self.closed = False
+        self.users = 0
+        self.unsent: bytearray = bytearray()
+        self._pid = getpid()
+        self._bulk = False
+        # The system tells of a break only once, to whoever asks first; afterwards it looks like an orderly end.
+        self._read_failure: OSError | None = None
+        self._write_failure: OSError | None = None
+        self._half_sent = False
 
     # --- users and the end ---------------------------------------------------------------------------------
 
@@ -54,22 +74,41 @@ class Transport(Protocol):
             ConcurrencyError: there is another one, or this is another loop.
             NetworkError: the transport is closed, or the parent process's; or a write was broken off.
         """
+        if getpid() != self._pid:
+            raise network_error(OSError(INHERITED), phase)
+        if not self.is_here():
+            raise ConcurrencyError("this stream belongs to another event loop", phase=phase)
+        if common := sides & self.users:
+            doing = "reading from" if common & READING else "writing to"
+            raise ConcurrencyError(f"another task is {doing} this stream", phase=phase)
+        # Marked first and looked at second, for the sake of a thread that closes in between.
+        self.users |= sides
+        if self.closed or (self._half_sent and sides & WRITING):
+            self.leave(sides)
+            raise network_error(OSError(CLOSED if self.closed else HALF_SENT), phase)
 
     def leave(self, sides: int) -> None:
         """Be no longer the user of these sides."""
+        self.users &= ~sides
 
     def give_up_writing(self) -> None:
         """Take note that a write was broken off: nothing that is sent from now on would make sense to the peer."""
+        self._half_sent = True
+
+    def is_here(self) -> bool:
+        """Whether its loop is the one that runs in this thread."""
+        raise NotImplementedError
 
     @property
     def inherited(self) -> bool:
         """Whether this process has the transport from its parent."""
-        ...
+        return getpid() != self._pid
 
     @property
     def may_take_leave(self) -> bool:
         """Whether what is sent now comes after whole messages, and disturbs nobody: then a farewell is in order."""
-        ...
+        busy = self.closed or self.inherited or self._half_sent or self.users & WRITING
+        return not busy and self.is_here()
 
     def close(self, *, gracefully: bool = False) -> None:
         """Wake those who wait, and free the socket as soon as nobody uses it. Never raises or blocks.
@@ -80,38 +119,74 @@ class Transport(Protocol):
             gracefully: see to it that the peer gets what was sent last (`lamina_interfaces.sockets.drop_incoming`).
                 Only by somebody who may take leave.
         """
+        raise NotImplementedError
 
     # --- reading -------------------------------------------------------------------------------------------
 
     async def receive(self, max_bytes: int, limit: Limit) -> bytes:
         """Wait for bytes; `b""` at the end. By the user of the reading side."""
-        ...
+        raise NotImplementedError
 
     def receive_now(self, max_bytes: int) -> bytes | None:
         """The bytes that are there; `None` if there are none, `b""` at the end."""
+        raise NotImplementedError
 
     def readable_now(self) -> bool:
         """Whether `receive_now` would return something, or raise."""
-        ...
+        if self.has_news():
+            return True
+        if not hasattr(select, "poll"):  # Windows
+            return bool(select.select([self.sock], (), (), 0)[0])
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def has_news(self) -> bool:
+        """Whether that is known without asking the system."""
+        raise NotImplementedError
 
     # --- writing -------------------------------------------------------------------------------------------
 
     async def take_turns(self) -> None:
         """Let other tasks go first, as often as it is due."""
+        raise NotImplementedError
 
     async def send(self, view: memoryview, limit: Limit) -> None:
         """Send all of it, without a copy. By the user of the writing side."""
+        raise NotImplementedError
 
     def send_now(self, view: memoryview | bytearray | bytes) -> int:
         """Send what the system takes at once; how many bytes that was."""
-        ...
+        if self._write_failure is None:
+            try:
+                return self.sock.send(view, _SEND_FLAGS)
+            except (BlockingIOError, InterruptedError):
+                return 0
+            except OSError as exc:
+                # Without its traceback, which knows this frame. Bytes that have come may still be read: an answer
+                # may be among them.
+                self._write_failure = exc.with_traceback(None)
+        raise self._error(self._write_failure, "write") from self._write_failure
 
     async def send_until_readable(self, view: memoryview, limit: Limit) -> int:
         """Send all of it, or less if something can be read before. By the user of both sides."""
-        ...
+        sent = 0
+        await self.take_turns()
+        while sent < len(view) and not self.readable_now():
+            with view[sent:] as rest:
+                count = self.send_now(rest)
+            sent += count
+            if not count:
+                await self.wait_either(limit)
+        return sent
+
+    async def wait_writable(self, limit: Limit) -> None:
+        """Wait until the system takes more. May return too early. By the user of the writing side."""
+        raise NotImplementedError
 
     async def wait_either(self, limit: Limit) -> None:
         """Wait until something can be read, or the system has taken all that is queued. May return too early."""
+        raise NotImplementedError
 
     def queue(self, data: bytes) -> None:
         """Send it after what is queued already: now, as far as that goes, and the rest when it goes.
@@ -121,6 +196,7 @@ class Transport(Protocol):
         Raises:
             NetworkError: the connection broke, or is closed.
         """
+        raise NotImplementedError
 
     async def flush(self, limit: Limit) -> None:
         """Wait until the system has taken all that is queued. By the user of the writing side.
@@ -128,3 +204,15 @@ class Transport(Protocol):
         Raises:
             NetworkError: the connection broke, or is closed; be it that somebody else was told so.
         """
+        while self.unsent:
+            await self.wait_writable(limit)
+            self.queue(b"")
+        if self._write_failure is not None:
+            raise self._error(self._write_failure, "write") from self._write_failure
+
+    # --- within --------------------------------------------------------------------------------------------
+
+    def _error(self, exc: OSError | None, phase: Phase) -> NetworkError:
+        if exc is None or self.closed:
+            return network_error(OSError(CLOSED), phase)
+        return network_error(exc, phase, BROKE)

@@ -60,7 +60,7 @@ def byte_view(buffer: BytesLike) -> memoryview:
     """A view of a buffer as plain bytes, without a copy. It locks the buffer until it is released.
 
     Raises:
-        ArgumentValueError: the buffer has gaps, or has been released.
+        ArgumentValueError: the buffer is not contiguous, or has been released.
         ArgumentTypeError: it is no buffer of bytes.
     """
     try:
@@ -68,6 +68,8 @@ def byte_view(buffer: BytesLike) -> memoryview:
         if view.format == "B" and view.contiguous and view.ndim == 1:
             return view
         with view:
+            if not view.c_contiguous:
+                raise ValueError("it is not contiguous")
             return view.cast("B")
     except TypeError as exc:
         raise ArgumentTypeError(f"a buffer of bytes is needed: {exc}") from exc

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ._errors import ConnectError, NetworkError, ReadError, WriteError
+from ._errors import ConnectError, LaminaError, NetworkError, ReadError, WriteError
 
 if TYPE_CHECKING:
     from ._errors import Phase
@@ -25,6 +25,8 @@ def describe(exc: BaseException) -> str:
     """What went wrong, in the system's words; never empty."""
     if isinstance(exc, OSError) and exc.strerror:
         return str(exc.strerror)
+    if isinstance(exc, LaminaError):
+        return exc.message  # its circumstances are those of what comes of it
     return str(exc) or type(exc).__name__
 
 

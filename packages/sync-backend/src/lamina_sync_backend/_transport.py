@@ -22,7 +22,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from lamina_interfaces import ConcurrencyError, ReadError, WriteError
+from lamina_interfaces import ConcurrencyError, WriteError
 from lamina_interfaces.sockets import close_without_lingering, drop_incoming
 from lamina_interfaces.translation import network_error
 
@@ -86,8 +86,8 @@ class Transport:
         self._bulk = False
         self._ended = False
         # The system tells of a break only once, to whoever asks first; afterwards it looks like an orderly end.
-        self._read_failure: str | None = None
-        self._write_failure: str | None = None
+        self._read_failure: OSError | None = None
+        self._write_failure: OSError | None = None
 
     # --- users and the end ---------------------------------------------------------------------------------
 
@@ -195,24 +195,25 @@ class Transport:
         """The bytes that are there; `None` if there are none, `b""` at the end."""
         if self._ended:
             return b""
-        if self._read_failure is not None:
-            raise ReadError(self._read_failure, phase="read")
-        try:
-            data = self.sock.recv(max_bytes)
-        except (BlockingIOError, InterruptedError):
-            self._bulk = False
-            return None
-        except OSError as exc:
-            # Nothing is kept in a variable here: the traceback knows this frame, which would know the error.
-            raise self._noted_read_failure(exc) from exc
-        self._bulk = len(data) >= BULK
-        if not data:
-            # Our own shutdown, or a break that the writer was told of, reads like the peer's end but is not.
-            self._read_failure = _CLOSED if self.closed else self._write_failure
-            if self._read_failure is not None:
-                raise ReadError(self._read_failure, phase="read")
-            self._ended = True
-        return data
+        if self._read_failure is None:
+            try:
+                data = self.sock.recv(max_bytes)
+            except (BlockingIOError, InterruptedError):
+                self._bulk = False
+                return None
+            except OSError as exc:
+                # Without its traceback, which knows this frame.
+                self._read_failure = exc.with_traceback(None)
+            else:
+                self._bulk = len(data) >= BULK
+                if data:
+                    return data
+                # Our own shutdown, or a break that the writer was told of, reads like the peer's end but is not.
+                self._read_failure = self._write_failure
+                self._ended = self._read_failure is None and not self.closed
+                if self._ended:
+                    return b""
+        raise self._error(self._read_failure, "read") from self._read_failure
 
     def readable_now(self) -> bool:
         """Whether `receive` would return at once. By the user of the reading side."""
@@ -230,12 +231,15 @@ class Transport:
 
     def send_now(self, view: memoryview) -> int:
         """Send what the system takes at once; how many bytes that was."""
-        try:
-            return self.sock.send(view, _SEND_FLAGS)
-        except (BlockingIOError, InterruptedError):
-            return 0
-        except OSError as exc:
-            raise self._noted_write_failure(exc) from exc
+        if self._write_failure is None:
+            try:
+                return self.sock.send(view, _SEND_FLAGS)
+            except (BlockingIOError, InterruptedError):
+                return 0
+            except OSError as exc:
+                # Bytes that have come may still be read: an answer may be among them.
+                self._write_failure = exc.with_traceback(None)
+        raise self._error(self._write_failure, "write") from self._write_failure
 
     def send_until_readable(self, view: memoryview, limit: Limit) -> int:
         """Send all of it, or less if something can be read before."""
@@ -269,16 +273,10 @@ class Transport:
 
     # --- within --------------------------------------------------------------------------------------------
 
-    def _noted_read_failure(self, exc: OSError) -> NetworkError:
-        error = network_error(exc, "read", _CLOSED if self.closed else _BROKE)
-        self._read_failure = error.message
-        return error
-
-    def _noted_write_failure(self, exc: OSError) -> NetworkError:
-        # Bytes that have come may still be read: an answer may be among them.
-        error = network_error(exc, "write", _CLOSED if self.closed else _BROKE)
-        self._write_failure = error.message
-        return error
+    def _error(self, exc: OSError | None, phase: Phase) -> NetworkError:
+        if exc is None or self.closed:
+            return network_error(OSError(_CLOSED), phase)
+        return network_error(exc, phase, _BROKE)
 
     def _poll_for_reading(self) -> Poll:
         # Kept: the descriptor stays the same as long as there is a user. One each, since a poll object

@@ -82,7 +82,7 @@ def wait(poll: Poll, limit: Limit, until: float | None = None) -> list[tuple[int
             pause = max(0.0, until - monotonic())
             seconds = pause if seconds is None else min(seconds, pause)
         # Rounded up: to wake a moment late is better than to spin through the last millisecond.
-        events = poll.poll(None if seconds is None else min(math.ceil(seconds * 1000), LONGEST))
+        events = poll.poll(None if seconds is None else math.ceil(min(seconds * 1000, LONGEST)))
         if events:
             return events
         limit.check()
