@@ -255,7 +255,7 @@ def test_a_connection_that_was_not_made_in_time_says_to_where(world: World) -> N
         backend = kind(resolver=resolver)
         try:
             with pytest.raises(httpx.DeadlineExceeded) as caught:
-                async with world.within(httpx.timeout(0.05)):
+                async with world.within(httpx.timeout(1.0)):  # long enough to come as far as that
                     await world.do(httpx.open_connection("http://a.test/", backend=backend))
         finally:
             resolver.let_go.set()
@@ -372,10 +372,16 @@ def test_a_deadline_bounds_a_request_and_cancel_lifts_it(world: World, server: D
     async def _() -> None:
         httpx = world.httpx
         async with world.within(httpx.Client()) as client:
-            with pytest.raises(httpx.DeadlineExceeded) as caught:
-                async with world.within(httpx.timeout(0.05)):
-                    await world.do(client.get(server.url("/silent")))
-            assert caught.value.phase == "read"
+            phases = []
+            for seconds in (0.1, 1.0, 10.0):  # a busy machine may take the first of them to connect
+                with pytest.raises(httpx.DeadlineExceeded) as caught:
+                    async with world.within(httpx.timeout(seconds)):
+                        await world.do(client.get(server.url("/silent")))
+                phases.append(caught.value.phase)
+                if phases[-1] == "read":
+                    break
+            else:
+                pytest.fail(f"the deadline passed in {phases}")
             async with (
                 world.within(httpx.timeout(30.0)) as limit,
                 world.within(client.stream(server.url("/slow/1"))) as response,
