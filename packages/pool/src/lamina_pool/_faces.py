@@ -49,19 +49,12 @@ def pieces_of(buffer: BytesLike) -> Iterator[tuple[int, bytes]]:
         yield start, bytes(view[start : start + FALLBACK_WRITE_BYTES])
 
 
-class PlainBody:
-    """A request's body, pulled from a plain iterable. Fulfils `_io.BodySource`, and never suspends."""
+class BodyFace:
+    """A request's body, pulled piece by piece; what `_io.BodySource` asks for, save `_pull` and `aclose`."""
 
-    __slots__ = ("_is_ours", "_iterator", "_returned", "has_begun")
+    __slots__ = ("_returned", "has_begun")
 
-    def __init__(self, iterable: Iterable[bytes]) -> None:
-        try:
-            self._iterator = iter(iterable)
-        except Exception as error:
-            raise CallerError(error) from error
-        # An iterator is used up with the request, and a generator's `finally` runs. A file stays the caller's own, to
-        # be read again or closed.
-        self._is_ours = not hasattr(iterable, "read")
+    def __init__(self) -> None:
         self._returned: BytesLike | None = None
         self.has_begun = False
 
@@ -71,13 +64,36 @@ class PlainBody:
             piece, self._returned = self._returned, None
             return piece
         try:
-            return next(self._iterator, END)
+            return await self._pull()
         except Exception as error:
             raise CallerError(error) from error
+
+    async def _pull(self) -> Any:
+        """The next piece from the caller's iterator, or `END`."""
+        raise NotImplementedError
 
     def put_back(self, piece: BytesLike) -> None:
         self._returned = piece
         self.has_begun = False
+
+
+class PlainBody(BodyFace):
+    """A request's body, pulled from a plain iterable. Fulfils `_io.BodySource`, and never suspends."""
+
+    __slots__ = ("_is_ours", "_iterator")
+
+    def __init__(self, iterable: Iterable[bytes]) -> None:
+        super().__init__()
+        try:
+            self._iterator = iter(iterable)
+        except Exception as error:
+            raise CallerError(error) from error
+        # An iterator is used up with the request, and a generator's `finally` runs. A file stays the caller's own, to
+        # be read again or closed.
+        self._is_ours = not hasattr(iterable, "read")
+
+    async def _pull(self) -> Any:
+        return next(self._iterator, END)
 
     async def aclose(self) -> None:
         close = getattr(self._iterator, "close", None) if self._is_ours else None

@@ -29,7 +29,16 @@ from lamina_interfaces import (
 )
 
 from ._checks import build_request
-from ._faces import PlainBody, StreamFace, Switched, check_backend, describe_pool, pieces_of, untrusted_bytes
+from ._faces import (
+    BodyFace,
+    PlainBody,
+    StreamFace,
+    Switched,
+    check_backend,
+    describe_pool,
+    pieces_of,
+    untrusted_bytes,
+)
 from ._io import END, CallerError
 from ._models import ByteStream
 from ._pool import Pool
@@ -37,7 +46,7 @@ from ._settings import read_settings
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
+    from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
     from typing import Self
@@ -81,29 +90,17 @@ class SuspendingStream(StreamFace[AsyncNetworkStream]):
         self._is_left = False
 
     async def read(self, max_bytes: int, timeout: float | None) -> bytes:
-        try:
-            data: bytes = await self.public.read(max_bytes, timeout=timeout)
-        except BaseException as error:
-            self._world.note(error, "read")
-            raise
+        data: bytes = await self._world.noted("read", self.public.read(max_bytes, timeout=timeout))
         return data
 
     async def write(self, buffer: BytesLike, timeout: float | None) -> None:
-        try:
-            await self.public.write(buffer, timeout=timeout)
-        except BaseException as error:
-            self._world.note(error, "write")
-            raise
+        await self._world.noted("write", self.public.write(buffer, timeout=timeout))
 
     async def write_until_readable(self, buffer: BytesLike, timeout: float | None) -> int:
         watching = getattr(self.public, "write_until_readable", None)
         if watching is None:
             return await self._write_looking(buffer, timeout)
-        try:
-            sent: int = await watching(buffer, timeout=timeout)
-        except BaseException as error:
-            self._world.note(error, "write")
-            raise
+        sent: int = await self._world.noted("write", watching(buffer, timeout=timeout))
         return sent
 
     async def _write_looking(self, buffer: BytesLike, timeout: float | None) -> int:
@@ -116,14 +113,8 @@ class SuspendingStream(StreamFace[AsyncNetworkStream]):
     async def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None, timeout: float | None
     ) -> SuspendingStream:
-        try:
-            upgraded = await self.public.start_tls(
-                ssl_context, server_hostname=server_hostname, timeout=timeout
-            )
-        except BaseException as error:
-            self._world.note(error, "tls")
-            raise
-        return SuspendingStream(upgraded, self._world)
+        step = self.public.start_tls(ssl_context, server_hostname=server_hostname, timeout=timeout)
+        return SuspendingStream(await self._world.noted("tls", step), self._world)
 
     def close_now(self) -> None:
         self._close(getattr(self.public, "close_now", None))
@@ -144,34 +135,23 @@ class SuspendingStream(StreamFace[AsyncNetworkStream]):
             pass
 
 
-class SuspendingBody:
+class SuspendingBody(BodyFace):
     """A request's body, pulled from an async iterable. Fulfils `_io.BodySource`."""
 
-    __slots__ = ("_iterator", "_returned", "has_begun")
+    __slots__ = ("_iterator",)
 
     def __init__(self, iterable: AsyncIterable[bytes]) -> None:
+        super().__init__()
         try:
             self._iterator = aiter(iterable)
         except Exception as error:
             raise CallerError(error) from error
-        self._returned: BytesLike | None = None
-        self.has_begun = False
 
-    async def next(self) -> Any:
-        self.has_begun = True
-        if self._returned is not None:
-            piece, self._returned = self._returned, None
-            return piece
+    async def _pull(self) -> Any:
         try:
             return await self._iterator.__anext__()
         except StopAsyncIteration:
             return END
-        except Exception as error:
-            raise CallerError(error) from error
-
-    def put_back(self, piece: BytesLike) -> None:
-        self._returned = piece
-        self.has_begun = False
 
     async def aclose(self) -> None:
         aclose = getattr(self._iterator, "aclose", None)
@@ -229,33 +209,19 @@ class SuspendingWorld:
         local_address: str | None,
         socket_options: Iterable[SocketOption] | None,
     ) -> SuspendingStream:
-        try:
-            stream = await self.backend.connect_tcp(
-                host, port, timeout=timeout, local_address=local_address, socket_options=socket_options
-            )
-        except BaseException as error:
-            self.note(error, "connect")
-            raise
-        return SuspendingStream(stream, self)
+        step = self.backend.connect_tcp(
+            host, port, timeout=timeout, local_address=local_address, socket_options=socket_options
+        )
+        return SuspendingStream(await self.noted("connect", step), self)
 
     async def connect_unix_socket(
         self, path: str, timeout: float | None, socket_options: Iterable[SocketOption] | None
     ) -> SuspendingStream:
-        try:
-            stream = await self.backend.connect_unix_socket(
-                path, timeout=timeout, socket_options=socket_options
-            )
-        except BaseException as error:
-            self.note(error, "connect")
-            raise
-        return SuspendingStream(stream, self)
+        step = self.backend.connect_unix_socket(path, timeout=timeout, socket_options=socket_options)
+        return SuspendingStream(await self.noted("connect", step), self)
 
     async def sleep(self, seconds: float) -> None:
-        try:
-            await self.backend.sleep(seconds)
-        except BaseException as error:
-            self.note(error, "connect")
-            raise
+        await self.noted("connect", self.backend.sleep(seconds))
 
     def body_source(self, stream: Any) -> PlainBody | SuspendingBody:
         if type(stream) is ByteStream:
@@ -268,10 +234,15 @@ class SuspendingWorld:
     def switched_stream(self, body: ResponseBody, leading: bytes) -> AsyncSwitchedStream:
         return AsyncSwitchedStream(body, leading)
 
-    def note(self, error: BaseException, phase: Phase) -> None:
-        """A cancellation passes by. A stream that knows nothing of deadlines has left no word of what it was doing."""
-        if not isinstance(error, Exception):
+    async def noted(self, phase: Phase, step: Awaitable[T]) -> T:
+        """Await a step, and note its phase if a cancellation passes by: a custom stream may know no deadlines."""
+        try:
+            return await step
+        except Exception:
+            raise
+        except BaseException:
             Limit(None, self.runtime.now, phase).interrupted()
+            raise
 
     # --- custom streams that can only be closed by waiting -------------------------------------------------
 
