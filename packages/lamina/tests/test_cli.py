@@ -585,8 +585,11 @@ def test_an_input_that_cannot_be_read_is_told_of(redirection: str, words: bytes,
 
 
 @full_device
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
 @pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-", "2>&0"], ids=["full", "closed", "gone"])
-def test_a_standard_error_that_takes_nothing_changes_nothing(redirection: str, server: DemoServer) -> None:
+def test_a_standard_error_that_takes_nothing_changes_nothing(
+    redirection: str, unbuffered: str, server: DemoServer
+) -> None:
     reader, writer = os.pipe()
     os.close(reader)  # as the descriptor 0 it is a pipe that nobody reads: what `2> >(true)` becomes
     try:
@@ -599,6 +602,7 @@ def test_a_standard_error_that_takes_nothing_changes_nothing(redirection: str, s
             done = subprocess.run(
                 f"{' '.join(COMMAND)} {' '.join(arguments)} {redirection}",
                 shell=True, stdin=writer, stdout=subprocess.PIPE, timeout=50, check=False,
+                env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
             )  # fmt: skip
             assert done.returncode == code
             assert done.stdout == body or code is Exit.USAGE  # argparse may fall back on it

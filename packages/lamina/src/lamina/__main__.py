@@ -28,11 +28,27 @@ def command() -> int:
     finally:
         if takes_charge:
             signal.signal(signal.SIGINT, _leave)  # the interpreter's own end
+        _empty_stderr()
 
 
 def _raise_interrupts() -> None:
     """From now on there is something to tidy up."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _empty_stderr() -> None:
+    """Leave nothing in the buffer that could not be written at the interpreter's end either: it would exit with 120."""
+    if sys.stderr is None:
+        return
+    try:
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        try:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stderr.fileno())
+            os.close(nowhere)
+        except (OSError, ValueError):
+            pass  # it is no file
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
