@@ -305,15 +305,14 @@ async def secured(
         yield stream
 
 
-@cache
-def authority() -> trustme.CA:
-    return trustme.CA()
+AUTHORITY = trustme.CA()
+"""Made here, and not on first use: a peer's thread and the client may want it in the same moment."""
 
 
 @cache
 def server_context(name: str = "server.example", ca: str = "known") -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    issuer = authority() if ca == "known" else trustme.CA()
+    issuer = AUTHORITY if ca == "known" else trustme.CA()
     issuer.issue_cert(name).configure_cert(context)
     return context
 
@@ -325,7 +324,7 @@ def client_context(*, trusting: bool = True, checking: bool = True) -> ssl.SSLCo
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     elif trusting:
-        authority().configure_trust(context)
+        AUTHORITY.configure_trust(context)
     return context
 
 
@@ -803,7 +802,7 @@ def _hear_and_speak_http(sock: socket.socket) -> None:
 def _old_server(sock: socket.socket) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.maximum_version = ssl.TLSVersion.TLSv1_2
-    authority().issue_cert("server.example").configure_cert(context)
+    AUTHORITY.issue_cert("server.example").configure_cert(context)
     with context.wrap_socket(sock, server_side=True) as peer:
         peer.recv(1)
 
@@ -812,7 +811,7 @@ def _old_server(sock: socket.socket) -> None:
 def modern_context() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    authority().configure_trust(context)
+    AUTHORITY.configure_trust(context)
     return context
 
 
