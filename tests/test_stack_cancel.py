@@ -122,7 +122,7 @@ async def test_a_cancelled_request_leaves_nothing_G01(
                 job.cancel()
                 assert isinstance(await job.outcome(world), Cancelled)
                 # At once, without a turn of the loop or of the garbage collector.
-                assert pool.stats() == PoolStats(1 if held else 0, 1 if held else 0, 0, 0, 0)
+                assert pool.stats() == PoolStats(1 if held else 0, 1 if held else 0, 0, 0, 0, 1 if held else 0)
                 if place in ("handshaking", "writing", "awaiting the head", "reading the body"):
                     await world.until(peer.ended.is_set)
             if held is not None:
@@ -132,7 +132,7 @@ async def test_a_cancelled_request_leaves_nothing_G01(
             if scheme == "http" or context is not None:
                 got = await pool.request("GET", fine, extensions={"timeout": {"pool": 0}})
                 assert got.content == b"/fine"
-        assert pool.stats() == PoolStats(0, 0, 0, 0, 0)
+        assert pool.stats() == PoolStats(0, 0, 0, 0, 0, 0)
     assert await _settled() <= tasks
 
 
@@ -181,7 +181,7 @@ async def test_closing_is_not_stopped_by_a_cancellation_G05(
                 await anyio.lowlevel.checkpoint()
 
             await jobs.start(close).result(world)
-    assert pool.stats() == PoolStats(0, 0, 0, 0, 0)
+    assert pool.stats() == PoolStats(0, 0, 0, 0, 0, 0)
     await world.until(lambda: not open_sockets() - before)  # the server's ends come later
     for got in responses[1:]:
         await got.aclose()

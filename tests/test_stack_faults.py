@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.usefixtures("no_socket_left")
 
-EMPTY = PoolStats(0, 0, 0, 0, 0)
+EMPTY = PoolStats(0, 0, 0, 0, 0, 0)
 
 
 def get(url: str) -> Request:

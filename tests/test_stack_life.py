@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.usefixtures("no_socket_left")
 
-EMPTY = PoolStats(0, 0, 0, 0, 0)
+EMPTY = PoolStats(0, 0, 0, 0, 0, 0)
 
 
 def echo(sock: socket.socket) -> None:
@@ -54,7 +54,7 @@ def test_parent_and_child_never_share_a_connection_I04(
     with ConnectionPool(ssl_context=certificates.client, max_connections=4) as pool:
         held = pool.handle_request(get(f"{server.url}/large"))
         peers = {dict(pool.request("GET", f"{server.url}/idle").headers)[b"X-Peer"]}
-        assert pool.stats() == PoolStats(2, 1, 1, 0, 0)
+        assert pool.stats() == PoolStats(2, 1, 1, 0, 0, 1)
         with warnings.catch_warnings():
             warnings.simplefilter(
                 "ignore", DeprecationWarning
@@ -83,7 +83,7 @@ def test_parent_and_child_never_share_a_connection_I04(
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
         assert held.read() == b"/large" * 1_000_000
         assert pool.request("GET", f"{server.url}/after").content == b"/after"
-        assert pool.stats() == PoolStats(2, 0, 2, 0, 0)
+        assert pool.stats() == PoolStats(2, 0, 2, 0, 0, 0)
     assert server.accepted == 3
 
 
@@ -111,7 +111,7 @@ def test_a_forgotten_response_serves_who_waits_G08(
             waiting.join(10)
             assert outcome == [b"/waited"]
             assert held is None
-        assert pool.stats() == PoolStats(1, 0, 1, 0, 0)
+        assert pool.stats() == PoolStats(1, 0, 1, 0, 0, 0)
 
 
 class Struck(BaseException):

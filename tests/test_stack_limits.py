@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.usefixtures("no_socket_left")
 
-EMPTY = PoolStats(0, 0, 0, 0, 0)
+EMPTY = PoolStats(0, 0, 0, 0, 0, 0)
 LATEST = 5.0
 """Seconds: on a machine with nothing else to do it is a few milliseconds more than the limit, and 0.25 at most."""
 
@@ -253,4 +253,4 @@ async def test_a_response_in_time_is_no_error_F06(world: World, fault_server: St
                 got = await pool.request("GET", f"{server.url}/{number}")
             assert got.content == b"/%d" % number
             assert not limit.expired
-        assert pool.stats() == PoolStats(1, 0, 1, 0, 0)
+        assert pool.stats() == PoolStats(1, 0, 1, 0, 0, 0)

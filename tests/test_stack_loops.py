@@ -51,7 +51,7 @@ def test_a_pool_moves_to_the_next_loop_I05(
         held = await pool.handle_async_request(large)
         got = await pool.request("GET", f"{server.url}/beside", extensions={"timeout": {"pool": 20}})
         assert got.content == b"/beside"
-        assert pool.stats() == PoolStats(2, 1, 1, 0, 0)
+        assert pool.stats() == PoolStats(2, 1, 1, 0, 0, 1)
         return held
 
     held = [World(name).run(use, number) for number, name in enumerate((first, second, first))]
@@ -66,7 +66,7 @@ def test_a_pool_moves_to_the_next_loop_I05(
             await pool.request("GET", f"{server.url}/late")
 
     World(second).run(end)
-    assert pool.stats() == PoolStats(0, 0, 0, 0, 0)
+    assert pool.stats() == PoolStats(0, 0, 0, 0, 0, 0)
     gc.collect()  # whatever is left over would warn now
     assert server.accepted == 6
 

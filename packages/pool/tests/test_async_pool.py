@@ -30,7 +30,6 @@ from lamina_interfaces import (
     ReadError,
     ReadTimeout,
     RemoteProtocolError,
-    UnsupportedProtocol,
     WriteError,
     WriteTimeout,
 )
@@ -123,7 +122,7 @@ def test_has_the_signatures_of_the_blocking_pool(name: str) -> None:
     [
         ({"max_connections": 0}, ArgumentValueError),
         ({"retries": -1}, ArgumentValueError),
-        ({"http2": True}, UnsupportedProtocol),
+        ({"http1": False}, ArgumentValueError),
         ({"network_backend": object()}, ArgumentTypeError),
         ({"network_backend": NetworkBackend()}, ArgumentTypeError),
         ({"network_backend": MemoryBackend}, ArgumentTypeError),
@@ -142,7 +141,7 @@ async def test_repr_and_stats_tell_each_state(backend: MemoryBackend) -> None:
         async with Jobs() as jobs:
             queued = jobs.start(ask, pool)
             await until(lambda: pool.stats().queued)
-            assert pool.stats() == PoolStats(connections=1, active=1, idle=0, connecting=0, queued=1)
+            assert pool.stats() == PoolStats(connections=1, active=1, idle=0, connecting=0, queued=1, requests=1)
             assert repr(pool) == f"<{name} [Requests: 1 active, 1 queued | Connections: 1 active, 0 idle]>"
             assert [c.info() for c in pool.connections] == [
                 "'http://example.com:80', HTTP/1.1, ACTIVE, Request Count: 1"
@@ -154,7 +153,7 @@ async def test_repr_and_stats_tell_each_state(backend: MemoryBackend) -> None:
 
 def test_outside_of_a_loop_it_can_be_made_looked_at_and_nothing_more() -> None:
     pool = AsyncConnectionPool(network_backend=MemoryBackend())
-    assert pool.stats() == PoolStats(0, 0, 0, 0, 0)
+    assert pool.stats() == PoolStats(0, 0, 0, 0, 0, 0)
     assert pool.connections == []
     pool.reap()
     coroutine = pool.request("GET", URL)
@@ -1003,7 +1002,7 @@ async def test_closing_ends_everything_at_once_I02(backend: MemoryBackend, virtu
         await until(lambda: pool.stats().active == 30 and len(backend.sleeps) >= 20)
         for target in targets:
             jobs.start(pool.request, "POST", target)
-        await until(lambda: pool.stats() == PoolStats(60, 30, 0, 30, 6))
+        await until(lambda: pool.stats() == PoolStats(60, 30, 0, 30, 6, 30))
         start = now()
         await pool.aclose()
         outcomes = [await job.outcome() for job in jobs.started]

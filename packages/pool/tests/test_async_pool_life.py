@@ -60,7 +60,7 @@ from pool_async_runs import (
 from pool_loopback import Worker, request_for, response
 
 URL = "http://example.com/"
-EMPTY = PoolStats(0, 0, 0, 0, 0)
+EMPTY = PoolStats(0, 0, 0, 0, 0, 0)
 
 Main = Callable[[], Coroutine[Any, Any, Any]]
 
@@ -140,7 +140,7 @@ def test_a_pool_moves_on_when_its_loop_has_ended_I05(first: str, second: str, cu
         tasks = all_tasks()
         for _ in range(3):
             await ask(pool)
-            assert pool.stats() == PoolStats(1, 0, 1, 0, 0)
+            assert pool.stats() == PoolStats(1, 0, 1, 0, 0, 0)
         assert len(backend.streams) == 4
         assert backend.streams[-1].requests
         if not custom:
@@ -328,7 +328,7 @@ def test_a_dial_in_a_loop_that_stands_still_ends_without_a_trace_I05(
         connected.set()
     trio.run(ask, pool)
     assert isinstance(loop.run_until_complete(end(task)), ConcurrencyError)
-    assert pool.stats() == PoolStats(1, 0, 1, 0, 0)
+    assert pool.stats() == PoolStats(1, 0, 1, 0, 0, 0)
     assert backend.live == 1
     loop.run_until_complete(pool.aclose())
     loop.close()
@@ -374,7 +374,7 @@ def test_a_fork_in_the_midst_of_a_loop_I04(
     async def child_main() -> None:
         await ask(pool)
         assert len(backend.streams) == 3
-        assert pool.stats() == PoolStats(1, 0, 1, 0, 0)
+        assert pool.stats() == PoolStats(1, 0, 1, 0, 0, 0)
         await pool.aclose()
 
     def child() -> None:
@@ -392,7 +392,7 @@ def test_a_fork_in_the_midst_of_a_loop_I04(
         held = await pool.handle_async_request(request_for(URL))
         await ask(pool)
         assert in_child(child) == 0
-        assert pool.stats() == PoolStats(2, 1, 1, 0, 0)
+        assert pool.stats() == PoolStats(2, 1, 1, 0, 0, 1)
         await held.aread()
         await ask(pool)
         await pool.aclose()

@@ -153,8 +153,9 @@ def test_is_what_httpcore_clients_look_at() -> None:
         ({"retries": -1}, ArgumentValueError, "retries"),
         ({"retries": 1.0}, ArgumentTypeError, "retries"),
         ({"retries": None}, ArgumentTypeError, "retries"),
-        ({"http1": False}, UnsupportedProtocol, "HTTP/2"),
-        ({"http2": True}, UnsupportedProtocol, "HTTP/2"),
+        ({"http1": False}, ArgumentValueError, "http1 or http2"),
+        ({"http2": True, "http2_ping_interval": -1}, ArgumentValueError, "http2_ping_interval"),
+        ({"http2": True, "http2_ping_timeout": "1"}, ArgumentTypeError, "http2_ping_timeout"),
         ({"proxy": Proxy("http://proxy.example")}, UnsupportedProtocol, "prox"),
         ({"uds": "/run/x", "local_address": "127.0.0.1"}, ArgumentValueError, "uds"),
     ],
@@ -165,6 +166,13 @@ def test_refuses_arguments_that_make_no_sense(
     with pytest.raises(error, match=text) as caught:
         ConnectionPool(**arguments)
     assert isinstance(caught.value, LaminaError)
+
+
+def test_http2_without_h2_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lamina_pool._settings._is_installed", lambda module: module != "h2")
+    ConnectionPool().close()
+    with pytest.raises(UnsupportedProtocol, match=r"pip install 'lamina-pool\[http2\]'"):
+        ConnectionPool(http2=True)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +209,7 @@ def test_what_cannot_be_sent_opens_no_connection_J01(backend: MemoryBackend) -> 
                 pool.request(*arguments)
         with pytest.raises(LaminaError):
             pool.request("GET", URL, headers=[("X", "a\r\nb")])
-        assert pool.stats() == PoolStats(0, 0, 0, 0, 0)
+        assert pool.stats() == PoolStats(0, 0, 0, 0, 0, 0)
     assert backend.calls == []
 
 
@@ -224,7 +232,7 @@ def test_repr_and_stats_tell_each_state() -> None:
 
         first = Worker(pool.handle_request, request_for(URL))
         assert entered.wait(10)
-        assert pool.stats() == PoolStats(connections=1, active=0, idle=0, connecting=1, queued=0)
+        assert pool.stats() == PoolStats(connections=1, active=0, idle=0, connecting=1, queued=0, requests=0)
         assert repr(pool) == "<ConnectionPool [Requests: 1 active, 0 queued | Connections: 1 active, 0 idle]>"
         assert repr(pool.connections) == "[<PooledConnection [CONNECTING]>]"
 
@@ -234,13 +242,13 @@ def test_repr_and_stats_tell_each_state() -> None:
 
         gate.set()
         held = first.result()
-        assert pool.stats() == PoolStats(connections=1, active=1, idle=0, connecting=0, queued=1)
+        assert pool.stats() == PoolStats(connections=1, active=1, idle=0, connecting=0, queued=1, requests=1)
         assert [c.info() for c in pool.connections] == [
             "'http://example.com:80', HTTP/1.1, ACTIVE, Request Count: 1"
         ]
         held.read()
         second.result()
-        assert pool.stats() == PoolStats(connections=1, active=0, idle=1, connecting=0, queued=0)
+        assert pool.stats() == PoolStats(connections=1, active=0, idle=1, connecting=0, queued=0, requests=0)
         assert repr(pool) == "<ConnectionPool [Requests: 0 active, 0 queued | Connections: 0 active, 1 idle]>"
         (connection,) = pool.connections
         assert connection == PooledConnection(Origin(b"http", b"example.com", 80), "HTTP/1.1", "IDLE", 2)
@@ -250,7 +258,7 @@ def test_repr_and_stats_tell_each_state() -> None:
             False,
         )
     assert pool.connections == []
-    assert pool.stats() == PoolStats(0, 0, 0, 0, 0)
+    assert pool.stats() == PoolStats(0, 0, 0, 0, 0, 0)
 
 
 # --- what is asked of the backend --------------------------------------------------------------------------
@@ -353,7 +361,7 @@ def test_the_last_failure_is_told_and_the_place_is_free_D05(backend: MemoryBacke
             with pytest.raises(ConnectError, match=f"refused {retries + 1}.*http://example.com:80") as caught:
                 pool.request("GET", URL)
             assert caught.value.errno == 111
-            assert pool.stats() == PoolStats(0, 0, 0, 0, 0)
+            assert pool.stats() == PoolStats(0, 0, 0, 0, 0, 0)
 
 
 def test_a_handshake_that_failed_is_repeated_on_a_new_connection(backend: MemoryBackend) -> None:
@@ -436,7 +444,7 @@ def test_the_iterator_of_a_body_is_closed_whatever_happens_G06(backend: MemoryBa
         with pytest.raises(LaminaError):
             pool.request("POST", URL, content=body("c", False))
         assert closed == ["a", "b", "c"]
-        assert pool.stats() == PoolStats(0, 0, 0, 0, 0)
+        assert pool.stats() == PoolStats(0, 0, 0, 0, 0, 0)
 
 
 # --- time limits -------------------------------------------------------------------------------------------
@@ -552,7 +560,7 @@ def test_a_full_pool_is_waited_for_until_the_pool_timeout(backend: MemoryBackend
         assert "connections: 1 active, 0 connecting, 0 idle; requests queued: 1" in str(error)
         assert str(pickle.loads(pickle.dumps(error))) == str(error)
         assert pool.request("GET", URL).status == 200
-        assert pool.stats() == PoolStats(1, 0, 1, 0, 0)
+        assert pool.stats() == PoolStats(1, 0, 1, 0, 0, 0)
 
 
 def test_a_pool_timeout_of_zero_takes_what_is_free_and_waits_for_nothing(backend: MemoryBackend) -> None:
@@ -638,7 +646,7 @@ def test_an_ambient_deadline_ends_every_phase_F01(phase: str) -> None:
         assert caught.value.deadline is deadline
         if held is not None:
             held.close()
-        assert pool.stats() == PoolStats(*(1, 0, 1, 0, 0) if phase == "pool" else (0, 0, 0, 0, 0))
+        assert pool.stats() == PoolStats(*(1, 0, 1, 0, 0, 0) if phase == "pool" else (0, 0, 0, 0, 0, 0))
     assert backend.live == 0
 
 
@@ -652,7 +660,7 @@ def test_a_deadline_that_has_passed_allows_no_io_F02(backend: MemoryBackend, sec
         with Ambient(60), Ambient(seconds), pytest.raises(DeadlineExceeded):
             pool.request("GET", URL)
         assert len(backend.streams[0].requests) == 1
-        assert pool.stats() == PoolStats(1, 0, 1, 0, 0)
+        assert pool.stats() == PoolStats(1, 0, 1, 0, 0, 0)
 
 
 def test_the_smaller_of_timeout_and_deadline_counts_F02(backend: MemoryBackend) -> None:
@@ -716,7 +724,7 @@ def test_an_error_in_the_body_names_the_origin(backend: MemoryBackend) -> None:
         assert next(pieces) == b"12345"
         with pytest.raises(RemoteProtocolError, match=r"origin http://example\.com:80"):
             next(pieces)
-        assert pool.stats() == PoolStats(0, 0, 0, 0, 0)
+        assert pool.stats() == PoolStats(0, 0, 0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("where", ["connect", "tls", "write", "read", "readable", "options"])
@@ -751,7 +759,7 @@ def test_what_a_custom_backend_raises_comes_out_as_it_is_G06(where: str, error: 
             with pytest.raises(type(error)) as caught:
                 pool.request("GET", url)
             assert caught.value is error
-            assert pool.stats() == PoolStats(0, 0, 0, 0, 0)
+            assert pool.stats() == PoolStats(0, 0, 0, 0, 0, 0)
             assert backend.live == 0
         assert pool.request("GET", URL).content == b"/"
 
@@ -816,18 +824,18 @@ def test_a_stream_whose_close_raises_costs_no_place_G06() -> None:
     for _ in range(3):
         with pytest.raises(ReadTimeout):
             pool.request("GET", URL, extensions={"timeout": {"read": 0.001}})
-        assert pool.stats() == PoolStats(0, 0, 0, 0, 0)
+        assert pool.stats() == PoolStats(0, 0, 0, 0, 0, 0)
     backend.answer = lambda stream, head, body: stream.feed(response(b""))
     pool.request("GET", URL)
     pool.close()
-    assert pool.stats() == PoolStats(0, 0, 0, 0, 0)
+    assert pool.stats() == PoolStats(0, 0, 0, 0, 0, 0)
 
 
 def test_a_backend_that_lacks_a_method_is_told_of() -> None:
     with ConnectionPool(network_backend=NetworkBackend()) as pool:
         with pytest.raises(NotImplementedError):
             pool.request("GET", URL)
-        assert pool.stats() == PoolStats(0, 0, 0, 0, 0)
+        assert pool.stats() == PoolStats(0, 0, 0, 0, 0, 0)
 
 
 def test_a_closed_pool_is_told_of_by_its_name(backend: MemoryBackend) -> None:

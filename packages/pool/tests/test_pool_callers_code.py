@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 URL = "http://example.com/"
 OTHER_URL = "http://other.example/"
-EMPTY = PoolStats(0, 0, 0, 0, 0)
+EMPTY = PoolStats(0, 0, 0, 0, 0, 0)
 HALF = b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nsome"
 CHUNKED_HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -136,7 +136,7 @@ def test_an_abandoned_generator_is_collected_in_the_midst_of_a_step(moment: str)
         assert Worker(pool.request, "GET", f"{OTHER_URL}whole").result().content == b"whole"
     finally:
         gc.enable()
-    assert pool.stats() == PoolStats(1, 0, 1, 0, 0)
+    assert pool.stats() == PoolStats(1, 0, 1, 0, 0, 0)
     assert backend.streams[0].is_closed
     assert not backend.streams[1].is_closed
     pool.close()
@@ -191,7 +191,7 @@ def test_a_request_in_the_midst_of_a_step_is_refused(moment: str) -> None:
     assert Worker(pool.request, "GET", f"{URL}mine").result().content == b"/mine"
     assert refused.is_set()
     assert [request.split(b" ")[1] for request in backend.streams[0].requests] == [b"/mine"]
-    assert pool.stats() == PoolStats(1, 0, 1, 0, 0)
+    assert pool.stats() == PoolStats(1, 0, 1, 0, 0, 0)
     pool.close()
 
 
@@ -202,7 +202,7 @@ def test_a_handler_gives_a_response_back_in_the_midst_of_a_step(moment: str) -> 
     held = pool.handle_request(request_for(URL))
     interrupt(pool, moment, held.close)
     assert Worker(pool.request, "GET", f"{OTHER_URL}whole").result().content == b"whole"
-    assert pool.stats() == PoolStats(1, 0, 1, 0, 0)
+    assert pool.stats() == PoolStats(1, 0, 1, 0, 0, 0)
     assert backend.live == 1
     pool.close()
 
@@ -300,7 +300,7 @@ def test_a_signal_handler_looks_at_the_pool_at_any_moment(look: Callable[[Connec
             2
         ):  # newer interpreters report the bytecodes only of functions that were traced before
             looked_at(use_in_every_way)
-        assert pool.stats() == PoolStats(1, 0, 1, 0, 0)
+        assert pool.stats() == PoolStats(1, 0, 1, 0, 0, 0)
         looked_at(ConnectionPool.close)
 
     Worker(work).result(50)
@@ -328,7 +328,7 @@ def test_an_interrupted_clean_up_throws_out_nobody_who_waits_in_another_thread()
         with pytest.raises(KeyboardInterrupt):
             pool.request("GET", f"{URL}mine")
         assert waiting[0].result().content == b"/theirs"
-        assert pool.stats() == PoolStats(1, 0, 1, 0, 0)
+        assert pool.stats() == PoolStats(1, 0, 1, 0, 0, 0)
 
 
 # --- closing what another thread reads ---------------------------------------------------------------------
@@ -434,7 +434,7 @@ def test_a_connection_that_was_found_in_order_is_not_aborted_any_more() -> None:
         connection.start_next = start_next_and_close
         assert got.read() == b"/mine"
         assert not backend.streams[0].is_closed
-        assert pool.stats() == PoolStats(1, 0, 1, 0, 0)
+        assert pool.stats() == PoolStats(1, 0, 1, 0, 0, 0)
 
 
 def test_who_reads_while_another_thread_closes_is_told_so() -> None:
@@ -977,7 +977,7 @@ def test_reap_closes_the_idle_connections_whose_time_is_over() -> None:
         held = pool.handle_request(request_for(f"{URL}held"))
         pool.request("GET", URL)
         pool.reap()
-        assert pool.stats() == PoolStats(3, 1, 2, 0, 0)
+        assert pool.stats() == PoolStats(3, 1, 2, 0, 0, 1)
         clock.advance(2.5)
         pool.reap()
         assert [stream.is_closed for stream in backend.streams] == [True, False, False]
@@ -985,6 +985,6 @@ def test_reap_closes_the_idle_connections_whose_time_is_over() -> None:
         Worker(pool.reap).result()
         assert [stream.is_closed for stream in backend.streams] == [True, False, True]
         assert held.read() == b"/held"  # one in use is nobody's to reap
-        assert pool.stats() == PoolStats(1, 0, 1, 0, 0)
+        assert pool.stats() == PoolStats(1, 0, 1, 0, 0, 0)
     pool.reap()
     assert backend.live == 0

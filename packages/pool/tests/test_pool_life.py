@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 URL = "http://example.com/"
-EMPTY = PoolStats(0, 0, 0, 0, 0)
+EMPTY = PoolStats(0, 0, 0, 0, 0, 0)
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_closing_ends_everything_within_a_second_I02() -> None:
             until(lambda: pool.stats().connections == len(workers))
             assert number < 10
     workers += [Worker(ask, url) for url in hosts for _ in range(5)]
-    until(lambda: pool.stats() == PoolStats(40, 10, 0, 30, 20))
+    until(lambda: pool.stats() == PoolStats(40, 10, 0, 30, 20, 10))
 
     start = time.monotonic()
     pool.close()
@@ -299,7 +299,7 @@ def test_a_forked_child_never_uses_the_connections_of_its_parent_I04() -> None:
         assert pool.stats().connections == 1
         second = pool.handle_request(request_for(f"{url}/second"))
         second.read()
-        assert pool.stats() == PoolStats(2, 1, 1, 0, 0)
+        assert pool.stats() == PoolStats(2, 1, 1, 0, 0, 1)
 
         def child() -> None:
             assert pool.stats() == EMPTY
@@ -309,7 +309,7 @@ def test_a_forked_child_never_uses_the_connections_of_its_parent_I04() -> None:
                 assert dict(got.headers)[b"X-Peer"] not in (peer, dict(second.headers)[b"X-Peer"])
             with pytest.raises(LaminaError):
                 held.read()
-            assert pool.stats() == PoolStats(1, 0, 1, 0, 0)
+            assert pool.stats() == PoolStats(1, 0, 1, 0, 0, 0)
             pool.close()
 
         assert in_child(child) == 0
@@ -319,7 +319,7 @@ def test_a_forked_child_never_uses_the_connections_of_its_parent_I04() -> None:
             got = pool.request("GET", f"{url}/parent{number}")
             assert got.content == b"/parent%d" % number
             assert dict(got.headers)[b"X-Peer"] in (peer, dict(second.headers)[b"X-Peer"])
-        assert pool.stats() == PoolStats(2, 0, 2, 0, 0)
+        assert pool.stats() == PoolStats(2, 0, 2, 0, 0, 0)
 
 
 @needs_fork
@@ -354,7 +354,7 @@ def test_a_fork_in_the_midst_of_everything_I04() -> None:
     backend.on_connect = stall
     connecting = Worker(pool.request, "GET", "http://other.example/")
     queued = Worker(pool.request, "GET", URL)
-    until(lambda: pool.stats() == PoolStats(2, 1, 0, 1, 1))
+    until(lambda: pool.stats() == PoolStats(2, 1, 0, 1, 1, 1))
 
     def child() -> None:
         assert pool.stats() == EMPTY
@@ -366,7 +366,7 @@ def test_a_fork_in_the_midst_of_everything_I04() -> None:
             pool.request("GET", URL)
 
     assert in_child(child) == 0
-    assert pool.stats() == PoolStats(2, 1, 0, 1, 1)
+    assert pool.stats() == PoolStats(2, 1, 0, 1, 1, 1)
     pool.close()
     for worker in (reading, connecting, queued):
         assert isinstance(worker.outcome(), PoolClosed)
@@ -578,7 +578,7 @@ def test_thousands_of_dropped_responses_are_taken_back_at_once_G08() -> None:
         del held
         backend.answer = echo
         assert pool.request("GET", URL).content == b"/"
-        assert pool.stats() == PoolStats(1, 0, 1, 0, 0)
+        assert pool.stats() == PoolStats(1, 0, 1, 0, 0, 0)
         assert backend.live == 1
 
 
@@ -652,7 +652,7 @@ def test_keepalive_expiry_is_exact_I07(backend: MemoryBackend, idle: float, reus
         clock.now += idle
         pool.request("GET", URL)
         assert backend.streams[0].is_closed != reused
-        assert pool.stats() == PoolStats(1, 0, 1, 0, 0)
+        assert pool.stats() == PoolStats(1, 0, 1, 0, 0, 0)
     assert len(backend.streams) == (1 if reused else 2)
 
 
@@ -690,7 +690,7 @@ def test_no_more_idle_connections_than_allowed_and_the_last_used_first_I07(backe
         held = [pool.handle_request(request_for()) for _ in range(4)]
         for got in held:
             got.read()
-        assert pool.stats() == PoolStats(2, 0, 2, 0, 0)
+        assert pool.stats() == PoolStats(2, 0, 2, 0, 0, 0)
         assert [stream.is_closed for stream in backend.streams] == [True, True, False, False]
         pool.request("GET", URL)
         assert len(backend.streams[3].requests) == 2
@@ -728,7 +728,7 @@ def test_a_switched_stream_keeps_its_place_until_it_is_closed_I08(method: str) -
             assert got.read() == b""
             del got
             gc.collect()
-            assert pool.stats() == PoolStats(1, 1, 0, 0, 0)
+            assert pool.stats() == PoolStats(1, 1, 0, 0, 0, 1)
             assert stream.get_extra_info("is_readable") is True
             assert stream.read(4) == b"lead"
             assert stream.read() == b"ing"
@@ -843,7 +843,7 @@ def test_ten_thousand_origins_leave_nothing_behind_K04() -> None:
     with ConnectionPool(network_backend=backend, max_connections=10) as pool:
         for number in range(10_000):
             assert pool.request("GET", f"http://host{number}.example/").status == 200
-        assert pool.stats() == PoolStats(10, 0, 10, 0, 0)
+        assert pool.stats() == PoolStats(10, 0, 10, 0, 0, 0)
         assert len(pool._pool._scheduler._origins) == 10
         assert (backend.live, backend.peak) == (10, 10)
 

@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 URL = "http://example.com/"
-EMPTY = PoolStats(0, 0, 0, 0, 0)
+EMPTY = PoolStats(0, 0, 0, 0, 0, 0)
 
 
 @pytest.fixture(autouse=True)
@@ -192,7 +192,7 @@ def test_two_threads_cannot_read_one_response_H04() -> None:
             next(pieces)
         backend.streams[0].feed(b"more")
         assert reader.result() == b"more"
-        assert pool.stats() == PoolStats(1, 0, 1, 0, 0)
+        assert pool.stats() == PoolStats(1, 0, 1, 0, 0, 0)
 
 
 def test_closing_a_response_that_another_thread_reads_H04() -> None:
@@ -270,7 +270,7 @@ def test_waiters_that_give_up_pass_their_turn_on_G03() -> None:
         for worker in [Worker(ask, number) for number in range(12)]:
             worker.result(30.0)
         check_token(pool, "afterwards", extensions={"timeout": {"pool": 1}})
-        assert pool.stats() == PoolStats(1, 0, 1, 0, 0)
+        assert pool.stats() == PoolStats(1, 0, 1, 0, 0, 0)
     assert next(served) > 0
     assert backend.peak == 1
 

@@ -12,8 +12,8 @@ from ._models import ResponseStateError
 from ._trace import Tracer
 
 if TYPE_CHECKING:
-    from ._connection import HTTP11Connection
     from ._http11 import Headers
+    from ._io import Exchange
     from ._models import Request
     from ._pool import Claim, Pool
 
@@ -50,7 +50,7 @@ class ResponseBody:
         self,
         pool: Pool,
         claim: Claim,
-        connection: HTTP11Connection,
+        connection: Exchange,
         request: Request,
         timeout: float | None,
         *,
@@ -62,7 +62,7 @@ class ResponseBody:
         self._request = request
         self._timeout = timeout
         self._switched = switched
-        self._trace = Tracer.of(request, "http11")
+        self._trace = Tracer.of(request, connection.trace_name)
         self._is_traced = False
         self._now = pool._now  # kept: the pool may move to another event loop, whose clock is another
         self._opened_at = self._now()

@@ -20,7 +20,7 @@ So the last look at it comes immediately before the first byte is written, after
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lamina_interfaces import (
     DEFAULT_READ_SIZE,
@@ -35,7 +35,7 @@ from lamina_interfaces import (
 )
 
 from ._http11 import BodyData, EndOfResponse, HTTP11Session, InterimResponse, ResponseHead
-from ._io import END
+from ._io import END, StaleConnectionError
 from ._trace import Tracer
 
 if TYPE_CHECKING:
@@ -65,22 +65,6 @@ DRAIN_SECONDS = 0.05
 """How long that may take. A new connection over TLS seldom costs less."""
 
 
-class StaleConnectionError(Exception):
-    """A reused connection ended before any byte of the answer: the server had closed it, most likely.
-
-    Never leaves the package. Either the request goes out again on another connection, or `cause` is raised.
-
-    Attributes:
-        cause: what the caller is told if it is not sent again.
-        bytes_sent: how many bytes of the request may have reached the server; 0 only if none can have.
-    """
-
-    def __init__(self, cause: LaminaError, bytes_sent: int) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
-        self.bytes_sent = bytes_sent
-
-
 class _NotIdleError(RemoteProtocolError):
     """A connection that was to be used again has something to read, before anything was sent."""
 
@@ -100,6 +84,11 @@ class HTTP11Connection:
         bytes_offered: the same, with those of a write that failed, any part of which may have been taken.
     """
 
+    http_version = "HTTP/1.1"
+    trace_name = "http11"
+    is_exclusive = True
+    capacity = 1
+
     def __init__(self, stream: Stream, runtime: Runtime) -> None:
         self.stream = stream
         self.trailers: Headers = []
@@ -117,6 +106,10 @@ class HTTP11Connection:
         self._is_aborted = False
 
     # --- the request ---------------------------------------------------------------------------------------
+
+    def begin(self) -> HTTP11Connection:
+        """What one request has of it: all."""
+        return self
 
     async def send_request(
         self, request: Request, framing: RequestFraming, body: BodySource, timeouts: Timeouts
@@ -143,7 +136,7 @@ class HTTP11Connection:
         self._has_ended = False
         head = session.send_head(framing.method, framing.target, framing.headers)
         try:
-            trace = Tracer.of(request, "http11")
+            trace = Tracer.of(request, self.trace_name)
             if trace is not None:
                 return await self._exchange_traced(trace, request, head, framing, body, timeouts)
             answer = await self._send(head, framing, body, timeouts)
@@ -271,7 +264,7 @@ class HTTP11Connection:
     async def _write_unheard(self, rest: memoryview, timeout: float | None) -> None:
         """Write on without listening. Where the answer is here as a whole, a server that stops reading has enough."""
         if self._has_ended:
-            timeout = _smaller(timeout, LATE_ANSWER_SECONDS)
+            timeout = smaller(timeout, LATE_ANSWER_SECONDS)
         for start in range(0, len(rest), COALESCE_BYTES):
             await self._write(bytes(rest[start : start + COALESCE_BYTES]), timeout)
 
@@ -317,7 +310,7 @@ class HTTP11Connection:
                 return None
         elif self._is_reused and not self.bytes_sent:
             return None  # perhaps nothing was sent; what is here would then be the answer to nothing
-        limit = Limit(_smaller(timeout, LATE_ANSWER_SECONDS), self._runtime.now, "read")
+        limit = Limit(smaller(timeout, LATE_ANSWER_SECONDS), self._runtime.now, "read")
         try:
             return await self._receive_head_within(limit)
         except (ReadError, ReadTimeout, RemoteProtocolError):
@@ -325,7 +318,7 @@ class HTTP11Connection:
 
     async def _await_continue(self, timeout: float | None) -> ResponseHead | None:
         """Hold the body back until the server asks for it, answers without it, or takes too long."""
-        limit = Limit(_smaller(timeout, EXPECT_CONTINUE_SECONDS), self._runtime.now, "read")
+        limit = Limit(smaller(timeout, EXPECT_CONTINUE_SECONDS), self._runtime.now, "read")
         is_wanted = False
         while True:
             event = self._session.next_event()
@@ -473,6 +466,16 @@ class HTTP11Connection:
         self._session.start_next()
         return True
 
+    @property
+    def extensions(self) -> dict[str, Any]:
+        """What a response says besides: nothing."""
+        return {}
+
+    def give_up(self) -> bool:
+        """Close the stream, since nobody can know in what state it is. Returns that it is of no more use."""
+        self.abort()
+        return False
+
     def close_now(self) -> None:
         """Close the stream in the protocol's way, as far as that needs no waiting."""
         self._is_aborted = True
@@ -484,7 +487,7 @@ class HTTP11Connection:
         self.stream.abort()
 
 
-def _smaller(timeout: float | None, seconds: float) -> float:
+def smaller(timeout: float | None, seconds: float) -> float:
     return seconds if timeout is None else min(timeout, seconds)
 
 

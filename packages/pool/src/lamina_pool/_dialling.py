@@ -16,10 +16,11 @@ from lamina_interfaces import (
     DeadlineExceeded,
     Limit,
     PoolClosed,
+    UnsupportedProtocol,
 )
 
 from ._connection import HTTP11Connection
-from ._ssl import shared_ssl_context
+from ._ssl import negotiated_http2, shared_ssl_context
 from ._trace import Tracer
 from ._urls import server_name
 
@@ -28,10 +29,10 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
     from types import TracebackType
 
-    from lamina_interfaces import Runtime, SocketOption
+    from lamina_interfaces import Phase, Runtime, SocketOption
 
     from ._checks import Timeouts
-    from ._io import Stream, World
+    from ._io import Connection, Stream, World
     from ._models import Request
     from ._pool import Claim
     from ._urls import Origin
@@ -40,9 +41,17 @@ BACKOFF_SECONDS = 0.5
 """Before the second new attempt to connect; then twice as long each time. The first follows at once."""
 
 
+PRESUMED_STREAMS = 100
+"""How many requests a connection is taken to carry where HTTP/2 may be spoken (RFC 9113, section 6.5.2, recommends)."""
+
+
 class DialOptions(NamedTuple):
     """How the pool opens connections."""
 
+    http1: bool
+    http2: bool
+    http2_ping_interval: float | None
+    http2_ping_timeout: float
     ssl_context: ssl.SSLContext | None
     retries: int
     local_address: str | None
@@ -53,9 +62,11 @@ class DialOptions(NamedTuple):
 class _Dial:
     """A connection in the making, so that closing the pool can end it."""
 
-    __slots__ = ("_block", "ssl_context", "stream")
+    __slots__ = ("_block", "phase", "protocols", "ssl_context", "stream")
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, protocols: tuple[str, ...]) -> None:
+        self.phase: Phase = "connect"
+        self.protocols = protocols
         # Over when this object has gone, should an interrupt keep it from being closed.
         self._block = DeadlineBlock(None, runtime=runtime)
         self.ssl_context: ssl.SSLContext | None = None
@@ -99,6 +110,38 @@ class _Dial:
         return self.stream.public
 
 
+class LoneDial:
+    """A dial in a task of its own, for all who hope for its connection: whoever began it may be cancelled.
+
+    Attributes:
+        claim: what it holds of the pool.
+        dial: by which it can be ended, once it has begun.
+        failure: why there is no connection, or `None`.
+        has_ended: whether that is known.
+        is_given_up: nobody wants the connection any more.
+    """
+
+    __slots__ = ("claim", "dial", "failure", "has_ended", "is_given_up")
+
+    def __init__(self, claim: Claim) -> None:
+        self.claim = claim
+        self.dial: _Dial | None = None
+        self.failure: Exception | None = None
+        self.has_ended = False
+        self.is_given_up = False
+
+    @property
+    def phase(self) -> Phase:
+        """How far it has got."""
+        return "connect" if self.dial is None else self.dial.phase
+
+    def give_up(self) -> None:
+        """End it. Never waits."""
+        self.is_given_up = True
+        if self.dial is not None:
+            self.dial.end()
+
+
 class Dialler:
     """Opens the connections of one pool.
 
@@ -129,19 +172,52 @@ class Dialler:
         for dial in list(self._dials):
             dial.abort()
 
-    async def dial(self, claim: Claim, request: Request, timeouts: Timeouts) -> None:
+    def protocols(self, scheme: bytes, *, needs_http1: bool) -> tuple[str, ...]:
+        """What may be spoken on a connection, by its names in ALPN (RFC 7301), the preferred one first.
+
+        Without TLS nothing can be agreed on. So there it is HTTP/1.1, unless this pool does not speak that.
+
+        Args:
+            scheme: of the URL.
+            needs_http1: the request is one that makes something else of its connection: CONNECT, or an upgrade.
+
+        Raises:
+            UnsupportedProtocol: it needs HTTP/1.1, and this pool does not speak that.
+        """
+        options = self._options
+        if needs_http1 or not options.http2:
+            if not options.http1:
+                raise UnsupportedProtocol(
+                    "CONNECT, WebSocket and other upgrades need HTTP/1.1, which this pool was told not to speak"
+                )
+            return ("http/1.1",)
+        if not options.http1:
+            return ("h2",)
+        return ("h2", "http/1.1") if scheme == b"https" else ("http/1.1",)
+
+    async def dial(
+        self, claim: Claim, request: Request, timeouts: Timeouts, lone: LoneDial | None = None
+    ) -> None:
         """Open the claim's connection, with as many new attempts as `retries` allows.
+
+        Args:
+            claim: gets the connection.
+            request: whose it is.
+            timeouts: for each attempt.
+            lone: by what it can be given up, if it is made in a task of its own.
 
         Raises:
             ConnectError, ConnectTimeout: the last attempt failed.
             DeadlineExceeded: an ambient deadline passed.
             PoolClosed: the pool was closed meanwhile.
         """
-        dial = _Dial(self._runtime)
+        dial = _Dial(self._runtime, claim.key.protocols)
         try:
             try:
                 with dial:
                     self._dials[dial] = None
+                    if lone is not None:
+                        lone.dial = dial
                     if self.is_closed:
                         raise PoolClosed(phase="connect")
                     await self._dial_with_retries(dial, claim, request, timeouts)
@@ -156,17 +232,35 @@ class Dialler:
         trace = Tracer.of(request, "connection")
         if request.url.scheme in (b"https", b"wss"):
             # The first default context of the process takes a while to build: not at the cost of the time-out.
-            dial.ssl_context = self._options.ssl_context or shared_ssl_context(("http/1.1",))
+            dial.ssl_context = self._options.ssl_context or shared_ssl_context(dial.protocols)
         for delay in _backoff(self._options.retries):
             try:
                 await self._connect(dial, request, timeouts.connect, trace)
-                claim.connection = HTTP11Connection(dial.stream, self._runtime)  # type: ignore[arg-type] # connected
+                claim.connection = self._connection(dial)
                 return
             except (ConnectError, ConnectTimeout):
                 if delay is None or self.is_closed:
                     raise
             await self._pause(delay, trace)
         raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _connection(self, dial: _Dial) -> Connection:
+        stream: Stream = dial.stream  # type: ignore[assignment] # connected
+        protocol = dial.protocols[-1]
+        if len(dial.protocols) > 1:
+            ssl_object = stream.get_extra_info("ssl_object")
+            protocol = "h2" if negotiated_http2(ssl_object, offered=True) else "http/1.1"
+        if protocol == "http/1.1":
+            return HTTP11Connection(stream, self._runtime)
+        from ._http2_connection import HTTP2Connection  # lazily: h2 takes 60 ms, and is an extra
+
+        return HTTP2Connection(
+            stream,
+            self._runtime,
+            is_blocking=self._world.is_blocking,
+            ping_interval=self._options.http2_ping_interval,
+            ping_timeout=self._options.http2_ping_timeout,
+        )
 
     async def _pause(self, delay: float, trace: Tracer | None) -> None:
         try:
@@ -223,17 +317,18 @@ class Dialler:
     ) -> None:
         stream: Stream = dial.stream  # type: ignore[assignment] # connected
         hostname = request.extensions.get("sni_hostname") or server_name(request.url.host)
-        limit.phase = "tls"
+        limit.phase = dial.phase = "tls"
         limit.check()
         info = {"ssl_context": context, "server_hostname": hostname, "timeout": limit.remaining()}
         await dial.advance(trace, "start_tls", info, stream.start_tls)
         stream = dial.stream  # type: ignore[assignment] # as before, inside of TLS
         ssl_object = stream.get_extra_info("ssl_object")
         protocol = None if ssl_object is None else ssl_object.selected_alpn_protocol()
-        if protocol not in (None, "http/1.1", "http/1.0"):
+        # A server that chooses nothing gets HTTP/1.1, unless the pool was told that it speaks nothing but HTTP/2.
+        if protocol is not None and protocol.replace("http/1.0", "http/1.1") not in dial.protocols:
             raise ConnectError(
                 f"the server chose the protocol {protocol!r}, which the ssl_context offers and this pool does not "
-                "speak",
+                "speak here",
                 phase="tls",
             )
 

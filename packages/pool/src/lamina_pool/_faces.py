@@ -34,6 +34,14 @@ class StreamFace(Generic[S]):
     def is_watchful(self) -> bool:
         return hasattr(self.public, "write_until_readable")
 
+    @property
+    def is_prompt(self) -> bool:
+        return hasattr(self.public, "write_now")
+
+    def write_now(self, buffer: BytesLike) -> int:
+        sent: int = self.public.write_now(buffer)
+        return sent
+
     def get_extra_info(self, info: str) -> Any:
         try:
             return self.public.get_extra_info(info)
@@ -150,8 +158,7 @@ def check_backend(backend: object, kind: type, foreign: type) -> None:
 
 def describe_pool(pool: object, stats: PoolStats) -> str:
     """A pool's `repr`."""
-    requests = stats.active + stats.connecting
     return (
-        f"<{type(pool).__name__} [Requests: {requests} active, {stats.queued} queued | "
+        f"<{type(pool).__name__} [Requests: {stats.requests + stats.connecting} active, {stats.queued} queued | "
         f"Connections: {stats.active + stats.connecting} active, {stats.idle} idle]>"
     )

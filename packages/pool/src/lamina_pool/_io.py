@@ -12,9 +12,12 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Iterable
 
-    from lamina_interfaces import BytesLike, Runtime, SocketOption
+    from lamina_interfaces import BytesLike, LaminaError, Runtime, SocketOption
 
     from ._body import ResponseBody
+    from ._checks import RequestFraming, Timeouts
+    from ._http11 import Headers, ResponseHead
+    from ._models import Request
 
 
 END = object()
@@ -46,6 +49,19 @@ class Stream(Protocol):
         """See `InterruptibleWriter.write_until_readable`; emulated for streams without that ability."""
         ...
 
+    @property
+    def is_prompt(self) -> bool:
+        """Whether it has the ability of `PromptWriter`; only then may the next two be called."""
+        ...
+
+    def write_now(self, buffer: BytesLike) -> int:
+        """See `PromptWriter.write_now`."""
+        ...
+
+    async def wait_writable(self, timeout: float | None) -> None:
+        """See `PromptWriter.wait_writable`."""
+        ...
+
     async def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None, timeout: float | None
     ) -> Stream:
@@ -62,6 +78,144 @@ class Stream(Protocol):
 
     def abort(self) -> None:
         """Close without farewell. Never raises; may be called by a finaliser."""
+        ...
+
+
+class StaleConnectionError(Exception):
+    """A connection turned out to be of no use for a request, before any byte of the answer.
+
+    A reused one was closed by the server, most likely; or the server has refused the request. Never leaves the
+    package. Either the request goes out again on another connection, or `cause` is raised.
+
+    Attributes:
+        cause: what the caller is told if it is not sent again.
+        bytes_sent: how many bytes of the request the server may have processed; 0 only if none can have been.
+        is_refusal: the server has said so itself, and may do so again and again.
+    """
+
+    def __init__(self, cause: LaminaError, bytes_sent: int, *, is_refusal: bool = False) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+        self.bytes_sent = bytes_sent
+        self.is_refusal = is_refusal
+
+
+class Exchange(Protocol):
+    """What one request has of a connection: for HTTP/1.1 all of it, for HTTP/2 a stream."""
+
+    @property
+    def trace_name(self) -> str:
+        """`"http11"` or `"http2"`."""
+        ...
+
+    @property
+    def is_exclusive(self) -> bool:
+        """Whether no other request can be on the connection at the same time."""
+        ...
+
+    @property
+    def stream(self) -> Stream:
+        """What it runs over."""
+        ...
+
+    @property
+    def extensions(self) -> dict[str, Any]:
+        """What a response says besides, in its `extensions`."""
+        ...
+
+    @property
+    def trailers(self) -> Headers:
+        """The fields behind the body, once it has been read to its end."""
+        ...
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the response was read to its end."""
+        ...
+
+    @property
+    def idle_seconds(self) -> float:
+        """How long the server will keep the idle connection, by its own word."""
+        ...
+
+    @property
+    def left_over(self) -> bytes:
+        """After a switch of protocols: the bytes of the new one that have come already."""
+        ...
+
+    async def send_request(
+        self, request: Request, framing: RequestFraming, body: BodySource, timeouts: Timeouts
+    ) -> ResponseHead:
+        """Send a request and receive the head of its answer.
+
+        Raises:
+            StaleConnectionError: see there.
+            LaminaError: it has failed.
+        """
+        ...
+
+    async def receive_body(self, timeout: float | None) -> bytes:
+        """The next bytes of the body, as many as are here; `b""` at its end, and after it."""
+        ...
+
+    async def drain(self) -> None:
+        """The rest of the response is not wanted. Never raises for what the peer does."""
+        ...
+
+    def start_next(self) -> bool:
+        """Be done with the response. Returns whether the connection may take further requests."""
+        ...
+
+    def give_up(self) -> bool:
+        """Let go, in whatever state; never waits or raises. Returns what `start_next` does."""
+        ...
+
+    def abort(self) -> None:
+        """Make whoever waits in it stop. From anywhere, at any time."""
+        ...
+
+    def close_now(self) -> None:
+        """Close the connection in the protocol's way, where `start_next` has said that it is done for."""
+        ...
+
+
+class Connection(Protocol):
+    """A connection of the pool."""
+
+    @property
+    def http_version(self) -> str:
+        """`"HTTP/1.1"` or `"HTTP/2"`."""
+        ...
+
+    @property
+    def is_exclusive(self) -> bool:
+        """See `Exchange.is_exclusive`."""
+        ...
+
+    @property
+    def capacity(self) -> int:
+        """How many requests it can carry at once, at present."""
+        ...
+
+    @property
+    def exchanges(self) -> int:
+        """How many requests it has carried, the present ones included."""
+        ...
+
+    def begin(self) -> Exchange:
+        """What one request has of it."""
+        ...
+
+    def give_up(self) -> bool:
+        """Let go of it before the request has begun. As `Exchange.give_up`."""
+        ...
+
+    def close_now(self) -> None:
+        """Close it in the protocol's way, as far as that needs no waiting."""
+        ...
+
+    def abort(self) -> None:
+        """Close it without farewell; may be called from anywhere, at any time."""
         ...
 
 

@@ -37,15 +37,17 @@ from lamina_interfaces import (
     LaminaError,
     Limit,
     PoolClosed,
+    chain_clock,
     interruptions,
+    open_deadline,
 )
 
 from ._body import ResponseBody
 from ._checks import Timeouts, check_request
-from ._connection import StaleConnectionError
-from ._dialling import Dialler
+from ._dialling import PRESUMED_STREAMS, Dialler, LoneDial
+from ._io import StaleConnectionError
 from ._models import Request, Response
-from ._scheduler import Close, Scheduler, SlotState, Waiter, WaiterState
+from ._scheduler import Close, GiveUp, Scheduler, SlotState, Waiter, WaiterState
 from ._stats import PooledConnection, PoolStats, snapshot
 
 if TYPE_CHECKING:
@@ -54,15 +56,19 @@ if TYPE_CHECKING:
     from lamina_interfaces import TimeoutException
 
     from ._checks import RequestFraming
-    from ._connection import HTTP11Connection
     from ._dialling import DialOptions
+    from ._http2_connection import HTTP2Connection
     from ._http11 import ResponseHead
-    from ._io import World
-    from ._scheduler import Action, Limits
+    from ._io import Connection, Exchange, World
+    from ._scheduler import Action, Limits, Slot
     from ._urls import Origin
 
 
 T = TypeVar("T")
+
+
+MAX_REFUSALS = 5
+"""How often a request is sent again though servers that do nothing else have refused it (REFUSED_STREAM, GOAWAY)."""
 
 
 class ConnectionKey(NamedTuple):
@@ -70,17 +76,20 @@ class ConnectionKey(NamedTuple):
 
     origin: Origin
     server_hostname: str | None
+    protocols: tuple[str, ...]
 
 
 class Claim:
     """What one request holds of the pool. Given back once, by `give_back` or by its finaliser."""
 
-    __slots__ = ("_pool", "connection", "is_open", "waiter")
+    __slots__ = ("_pool", "connection", "is_open", "key", "waiter")
 
     def __init__(self, pool: Pool, key: ConnectionKey) -> None:
         self._pool = pool
+        self.key = key
         self.waiter = Waiter(key)
-        self.connection: HTTP11Connection | None = None
+        # First the connection that it has opened, then what the request has of it.
+        self.connection: Connection | Exchange | None = None
         self.is_open = True
 
     def give_back(self, *, reusable: bool, idle_seconds: float | None = None) -> None:
@@ -100,12 +109,15 @@ class Claim:
         if reusable:
             # Whoever gets it next must not lose it if we are interrupted and our finaliser comes this way again.
             self.connection = None
+        elif waiter.state is not WaiterState.GRANTED:
+            if self.connection is not None:
+                self.connection.abort()  # opened, and not the pool's yet
         else:
             # Two, if one was just put in the place of the other.
             granted = None if waiter.slot is None else waiter.slot.connection
             for connection in (self.connection, granted):
                 if connection is not None:
-                    connection.abort()
+                    reusable = connection.give_up()
         pool._step(pool._scheduler.release, waiter, pool._now(), reusable=reusable, idle_seconds=idle_seconds)
         pool._sleepers.pop(waiter, None)  # where an interrupt kept it from falling asleep
         self.is_open = False
@@ -146,6 +158,7 @@ class Pool:
         self._abandoned: deque[Claim] = deque()
         self._sleepers: dict[Waiter, None] = {}
         self._dialler = Dialler(self._world, self._options)
+        self._lone_dials: dict[Slot, LoneDial] = {}
         # Whether a step was begun and not ended, and whose it was. Under the lock.
         self._is_torn = False
         self._torn_waiter: Waiter | None = None
@@ -222,6 +235,10 @@ class Pool:
             else:
                 slot.connection.close_now()
             self._step(self._scheduler.closed, slot)
+        elif isinstance(action, GiveUp):
+            lone = self._lone_dials.get(action.slot)
+            if lone is not None:
+                lone.give_up()
         elif action.waiter.payload is not None:
             action.waiter.payload.set()
 
@@ -269,13 +286,18 @@ class Pool:
         framing = check_request(request, blocking=self._world.is_blocking)
         timeouts = Timeouts.from_extensions(request.extensions)
         origin = request.url.origin
-        claim = Claim(self, ConnectionKey(origin, request.extensions.get("sni_hostname")))
+        protocols = self._dialler.protocols(
+            request.url.scheme, needs_http1=framing.is_upgrade or framing.is_connect
+        )
+        claim = Claim(self, ConnectionKey(origin, request.extensions.get("sni_hostname"), protocols))
         try:
             head, connection = await self._exchange(claim, request, framing, timeouts)
             body = ResponseBody(
                 self, claim, connection, request, timeouts.read, switched=head.switches_protocol
             )
-            extensions: dict[str, Any] = {"http_version": head.http_version, "reason_phrase": head.reason}
+            extensions: dict[str, Any] = {"http_version": head.http_version, **connection.extensions}
+            if head.http_version != b"HTTP/2":
+                extensions["reason_phrase"] = head.reason
             if head.switches_protocol:
                 extensions["network_stream"] = self._world.switched_stream(body, connection.left_over)
             else:
@@ -293,21 +315,24 @@ class Pool:
 
     async def _exchange(
         self, claim: Claim, request: Request, framing: RequestFraming, timeouts: Timeouts
-    ) -> tuple[ResponseHead, HTTP11Connection]:
+    ) -> tuple[ResponseHead, Exchange]:
         """Get a connection, send the request, receive the head of the response; once more if that is safe."""
         limit = Limit(timeouts.pool, self._now, "pool")
         connection = await self._acquire(claim, request, timeouts, limit)
         has_failed = False
+        refusals = 0
         body = self._world.body_source(request.stream)
         try:
             while True:
                 try:
                     head = await connection.send_request(request, framing, body, timeouts)
                 except StaleConnectionError as stale:
-                    connection.abort()
+                    connection.give_up()
+                    refusals += stale.is_refusal
                     is_unsent = stale.bytes_sent == 0
                     is_safe = is_unsent or (framing.is_idempotent and framing.is_replayable)
-                    if has_failed or not is_safe or (body.has_begun and not framing.is_replayable):
+                    is_hopeless = has_failed or refusals > MAX_REFUSALS
+                    if is_hopeless or not is_safe or (body.has_begun and not framing.is_replayable):
                         try:
                             raise stale.cause from stale.cause.__cause__
                         finally:
@@ -324,9 +349,7 @@ class Pool:
         finally:
             await body.aclose()
 
-    async def _acquire(
-        self, claim: Claim, request: Request, timeouts: Timeouts, limit: Limit
-    ) -> HTTP11Connection:
+    async def _acquire(self, claim: Claim, request: Request, timeouts: Timeouts, limit: Limit) -> Exchange:
         if limit.is_ambient:
             Limit(None, self._now, "pool").check()  # a pool timeout of 0 still takes what needs no waiting
         if self.is_in_step:
@@ -334,53 +357,122 @@ class Pool:
                 "a finaliser or signal handler sent a request in the midst of a step of the pool"
             )
         self._reclaim()
-        self._step(self._scheduler.acquire, claim.waiter, self._now())
+        expected = PRESUMED_STREAMS if claim.key.protocols[0] == "h2" else 1
+        self._step(self._scheduler.acquire, claim.waiter, self._now(), expected=expected)
         self._settle()
         return await self._granted(claim, request, timeouts, limit)
 
     async def _replace(
         self, claim: Claim, request: Request, timeouts: Timeouts, limit: Limit, *, fresh: bool
-    ) -> HTTP11Connection:
-        """The claim's connection was dead, and is closed; get another one in its place."""
-        self._step(self._scheduler.replace, claim.waiter, self._now(), fresh=fresh)
+    ) -> Exchange:
+        """The claim's connection was dead, and is closed, or others' requests go on there; get another one."""
+        if claim.connection is None or claim.connection.is_exclusive:
+            self._step(self._scheduler.replace, claim.waiter, self._now(), fresh=fresh)
+        else:
+            self._step(self._scheduler.renew, claim.waiter, self._now())
         claim.connection = None  # not before: nobody may take the dead one for one that was never touched
         self._settle()
         return await self._granted(claim, request, timeouts, limit)
 
-    async def _granted(
-        self, claim: Claim, request: Request, timeouts: Timeouts, limit: Limit
-    ) -> HTTP11Connection:
+    async def _granted(self, claim: Claim, request: Request, timeouts: Timeouts, limit: Limit) -> Exchange:
         """Wait for the scheduler's answer, and do what it says."""
         waiter = claim.waiter
         if waiter in self._sleepers:  # perhaps served already: by the closing of an idle connection
             await self._sleep_until_served(waiter, limit)
-        if waiter.state is WaiterState.DIALLING:
-            try:
-                await self._dialler.dial(claim, request, timeouts)
-            except PoolClosed:
-                self._check_here()
-                raise
-            self._check_here()
-            self._step(self._scheduler.opened, waiter, claim.connection, self._now())
-            self._settle()
+        while waiter.state is WaiterState.DIALLING:
+            if self._world.is_blocking or claim.key.protocols[0] != "h2":
+                await self._dial(claim, request, timeouts)
+            else:
+                await self._have_dialled(claim, request, timeouts, limit)
         if waiter.state is WaiterState.REFUSED or waiter.slot is None:
             self._check_here()
             raise PoolClosed(phase="pool")
-        claim.connection = waiter.slot.connection
-        return waiter.slot.connection  # type: ignore[no-any-return] # the scheduler knows connections as Any
+        connection: Connection = waiter.slot.connection
+        exchange = connection.begin()
+        claim.connection = exchange
+        return exchange
 
-    async def _sleep_until_served(self, waiter: Waiter, limit: Limit) -> None:
+    async def _dial(
+        self, claim: Claim, request: Request, timeouts: Timeouts, lone: LoneDial | None = None
+    ) -> None:
+        waiter = claim.waiter
+        try:
+            await self._dialler.dial(claim, request, timeouts, lone)
+        except PoolClosed:
+            self._check_here()
+            raise
+        self._check_here()
+        connection: Any = claim.connection
+        self._step(self._scheduler.opened, waiter, connection, self._now(), connection.capacity)
+        if waiter.slot is not None and not connection.is_exclusive:
+            connection.on_change = partial(_capacity_changed, weakref.ref(self), waiter.slot)
+        self._settle()
+
+    async def _have_dialled(self, claim: Claim, request: Request, timeouts: Timeouts, limit: Limit) -> None:
+        """Have a connection that others may hope for opened by a task of its own, and wait as they do.
+
+        So it survives the cancellation of this request, if anybody else wants it.
+        """
+        lone = LoneDial(Claim(self, claim.key))
+        self._step(self._scheduler.detach, claim.waiter, lone.claim.waiter, self._now())
+        self._lone_dials[lone.claim.waiter.slot] = lone  # type: ignore[index] # it has the slot now
+        # Its task has no deadlines of ours. But the clock of a chain of them is that of the backend's, too.
+        step = partial(self._dial_alone, lone, claim.waiter, request, timeouts, chain_clock(self._now))
+        if not self._runtime.spawn(step):
+            self._end_lone_dial(
+                lone, claim.waiter, PoolClosed("the event loop is about to end", phase="connect")
+            )
+        await self._sleep_until_served(claim.waiter, limit, lone)
+        failure, lone.failure = lone.failure, None
+        if failure is not None and claim.waiter.state is not WaiterState.GRANTED:
+            try:
+                raise failure
+            finally:
+                del failure  # which its traceback would keep in a cycle
+
+    async def _dial_alone(
+        self, lone: LoneDial, opener: Waiter, request: Request, timeouts: Timeouts, clock: Callable[[], float]
+    ) -> None:
+        failure: Exception | None = PoolClosed("the event loop has ended", phase="connect")
+        open_deadline(None, clock)
+        try:
+            if not lone.is_given_up:
+                await self._dial(lone.claim, request, timeouts, lone)
+            failure = None
+        except Exception as error:  # noqa: BLE001 - whoever began it raises it
+            failure = error.with_traceback(None)  # which leads back here
+        finally:
+            self._end_lone_dial(lone, opener, failure)
+
+    def _end_lone_dial(self, lone: LoneDial, opener: Waiter, failure: Exception | None) -> None:
+        lone.failure = failure
+        lone.has_ended = True
+        slot = lone.claim.waiter.slot
+        if slot is not None:
+            self._lone_dials.pop(slot, None)
+        lone.claim.give_back(reusable=failure is None or lone.is_given_up)
+        if opener.payload is not None:
+            opener.payload.set()
+
+    async def _sleep_until_served(self, waiter: Waiter, limit: Limit, lone: LoneDial | None = None) -> None:
+        pool_limit, connect_limit = limit, Limit(None, self._now, "connect")
         try:
             while waiter.state is WaiterState.PARKED:
+                if lone is None or lone.has_ended:
+                    if lone is not None and lone.failure is not None:
+                        return
+                    limit = pool_limit
+                else:
+                    limit, limit.phase = connect_limit, lone.phase  # its dial has a time limit of its own
                 if not await waiter.payload.wait(limit.glance()) and limit.expired():
-                    raise self._pool_timeout(limit)
+                    raise self._pool_timeout(limit) if limit is pool_limit else limit.error()
                 # First a new alarm, then a look: what is left undone in between is seen by the one or the other.
                 if waiter.payload.is_set():
                     self._step(_no_event, waiter)
                 self._settle()
         except BaseException:
             if limit.expired():
-                limit.interrupted(self._pool_timeout(limit))
+                limit.interrupted(self._pool_timeout(limit) if limit is pool_limit else None)
             raise
         finally:
             self._sleepers.pop(waiter, None)
@@ -403,6 +495,14 @@ class Pool:
         """The same for what a deadline's block will raise in the place of the cancellation that passes by."""
         for error in interruptions():
             self.explain(error, origin)
+
+    def note_capacity(self, slot: Slot, capacity: int, *, is_retired: bool) -> None:
+        """A connection can carry more, or fewer, requests at once than before; or takes no more."""
+        if is_retired:
+            self._step(self._scheduler.retire, slot, self._now())
+        else:
+            self._step(self._scheduler.capacity_changed, slot, capacity, self._now())
+        self._settle()
 
     # --- the whole pool ------------------------------------------------------------------------------------
 
@@ -442,12 +542,15 @@ class Pool:
 
     def _count(self) -> PoolStats:
         scheduler = self._scheduler
+        # Whoever has a connection opened by a task of its own waits with the others, and is not one of them.
+        lone = min(len(self._lone_dials), scheduler.waiting)
         return PoolStats(
             connections=scheduler.total,
             active=scheduler.active,
             idle=scheduler.idle,
             connecting=scheduler.dialling,
-            queued=scheduler.waiting,
+            queued=scheduler.waiting - lone,
+            requests=scheduler.requests,
         )
 
     @property
@@ -511,6 +614,13 @@ class Pool:
                 slot.connection.abort()
         # Last, since a filter may make an exception of it.
         warnings.warn(f"unclosed pool with {total} connections", ResourceWarning, source=self, stacklevel=1)
+
+
+def _capacity_changed(pool_of: weakref.ref[Pool], slot: Slot, connection: HTTP2Connection) -> None:
+    """A shared connection says that it can carry more, or fewer, requests than before, or no more for good."""
+    pool = pool_of()
+    if pool is not None:
+        pool.note_capacity(slot, connection.capacity, is_retired=connection.is_retired)
 
 
 def _no_event(_: Waiter | None = None) -> Sequence[Action]:

@@ -2,8 +2,9 @@
 
 The rules:
 
-- A request gets, in this order: a connection to its origin that has room; a new connection, if the limits allow
-  one; the place of a connection to another origin that idles; or a place in the queue.
+- A request gets, in this order: a connection to its origin that has room; a place on one that is to come anyway; a
+  new connection, if the limits allow one; the place of a connection to another origin that idles; or a place in the
+  queue.
 - Among idle connections to an origin the one used last is taken first, so that a surplus is left to expire. The
   one to give up its place to another origin is the one that has been idle longest.
 - First come, first served. What becomes free goes to the oldest waiting request that can use it, whatever its
@@ -12,15 +13,30 @@ The rules:
   about to become free is meant for the head of the common queue, so nothing is closed for the same request twice.
 - A place is free only when its socket is closed, so that live sockets never exceed the limit.
 
+Where a connection carries several requests at once, more rules are needed:
+
+- For each origin there is a number of requests that one connection is expected to carry: first by the word of whoever
+  asks, then by what the last connection could carry; one, after a dial that failed, so that then each dials for
+  himself. An origin wants as many connections as it takes to carry all who wait for one or dial, and no more. Those
+  whom the dials under way are expected to serve wait for them, outside of the common queue. If these fail, or carry
+  less, the others join its end.
+- A connection that for the moment may carry nothing, by its server's word, is waited for as a dial is. A new one
+  would fare no better.
+- A dial can be detached from the request that began it, so that it outlives it: somebody else dials on, and the
+  request waits, before all others of its origin. A detached dial is given up when the last who waited has gone.
+- A connection that takes no more requests is retired: closed when it carries none. A request that it has not served
+  asks again, and waits, if it must, before all others of its origin.
+
 How it is used: the shell takes its lock, calls one method (an event), lets the lock go, and carries out the
-actions that the method returned: it closes connections (and says so with `closed`), and wakes waiters. What
-became of a waiter stands in the waiter: `GRANTED`, `DIALLING` (it is asked to open a connection itself),
-`PARKED` or `REFUSED`. A waiter is the one token for what a request holds, and `release` is the one way to
-give it back, in whatever state it is.
+actions that the method returned: it closes connections (and says so with `closed`), ends dials that are given up
+(and releases who dialled), and wakes waiters. What became of a waiter stands in the waiter: `GRANTED`, `DIALLING` (it
+is asked to open a connection itself), `PARKED` or `REFUSED`. A waiter is the one token for what a request holds, and
+`release` is the one way to give it back, in whatever state it is.
 
 Every event takes constant time: queues and stacks are ordered dictionaries from which any entry is removed in
 constant time, and nothing is ever searched. Connections past their time are met at the end of a queue, or when they
-would be handed out, and closed then.
+would be handed out, and closed then. In the same way those whom a connection to come will serve after all are sent
+from the common queue back to their line when they are met at its head.
 
 An exception can strike in the middle of an event: KeyboardInterrupt does, anywhere. Everything can be computed again
 from two dictionaries, of slots and of waiters, and from the states of their entries; `rebuild` does so. For this a
@@ -91,6 +107,7 @@ class CloseReason(enum.Enum):
     SURPLUS = "more idle connections than allowed"
     EVICTED = "another origin needs its place"
     BROKEN = "not fit for another request"
+    RETIRED = "takes no further requests"
     POOL_CLOSED = "the pool is closed"
 
 
@@ -104,7 +121,7 @@ class Waiter:
         payload: the shell's own: what it needs to wake the waiter.
     """
 
-    __slots__ = ("arrival", "key", "payload", "slot", "state")
+    __slots__ = ("_expected", "_goes_first", "arrival", "key", "payload", "slot", "state")
 
     def __init__(self, key: Hashable, payload: Any = None) -> None:
         self.key = key
@@ -112,6 +129,8 @@ class Waiter:
         self.state = WaiterState.NEW
         self.slot: Slot | None = None
         self.arrival = 0
+        self._expected = 1
+        self._goes_first = False
 
 
 class Slot:
@@ -125,8 +144,10 @@ class Slot:
 
     __slots__ = (
         "_expires_at",
+        "_is_detached",
         "_is_retired",
         "_origin",
+        "_reason",
         "_retires_at",
         "capacity",
         "connection",
@@ -138,7 +159,9 @@ class Slot:
         self._origin = origin
         self._expires_at = NEVER
         self._retires_at = NEVER
+        self._is_detached = False  # while it is dialled: whether nobody but those who wait will use it
         self._is_retired = False
+        self._reason = CloseReason.BROKEN  # if it is retired
         self.connection: Any = None
         self.capacity = 0
         self.in_use = 0
@@ -173,7 +196,13 @@ class Close(NamedTuple):
     reason: CloseReason
 
 
-Action: TypeAlias = "Wake | Close"
+class GiveUp(NamedTuple):
+    """Action: end the detached dial, for which nobody waits any more, then release the waiter that dials."""
+
+    slot: Slot
+
+
+Action: TypeAlias = "Wake | Close | GiveUp"
 _NOTHING: Sequence[Action] = ()
 _HOLDING = (WaiterState.GRANTED, WaiterState.DIALLING)
 
@@ -181,24 +210,78 @@ _HOLDING = (WaiterState.GRANTED, WaiterState.DIALLING)
 class _Origin:
     """What the pool knows of the connections and waiters with one key. Lives while there are any.
 
-    Every waiter is in `eligible` or in `blocked`, oldest first; those in `eligible` also stand in the common
-    queue, or are promised a place. There are never more of them than the origin may open connections.
+    Every waiter is in one of three lines. Those in `eligible`, in the order in which they came there, also stand in the
+    common queue, or, the first of them, are promised a place. There are at least as many as the origin lacks
+    connections, and may open; more, as long as nobody has noticed that it lacks less than before.
     """
 
-    __slots__ = ("blocked", "eligible", "key", "places", "spare")
+    __slots__ = (
+        "blocked",
+        "detached",
+        "eligible",
+        "expected",
+        "inline",
+        "key",
+        "places",
+        "promised",
+        "returned",
+        "spare",
+        "stalled",
+    )
 
-    def __init__(self, key: Hashable) -> None:
+    def __init__(self, key: Hashable, expected: int) -> None:
         self.key = key
+        self.expected = expected  # how many requests a connection to come will carry
         self.places = 0
-        self.spare: dict[Slot, None] = {}  # a stack: slots with room for a request, last used on top
+        self.spare: OrderedDict[Slot, None] = OrderedDict()  # a stack: slots with room, last used on top
+        self.stalled: dict[Slot, None] = {}  # open, but for the moment may carry nothing
+        self.inline = 0  # dials by those who will be the first to use the connection
+        self.detached: dict[Slot, None] = {}  # dials for those who wait, as long as they are not given up
+        self.returned: OrderedDict[Waiter, None] = OrderedDict()  # who go before all others
         self.eligible: OrderedDict[Waiter, None] = OrderedDict()
+        self.promised = 0  # of the eligible
         self.blocked: OrderedDict[Waiter, None] = OrderedDict()
 
+    @property
+    def waiting(self) -> int:
+        return len(self.returned) + len(self.eligible) + len(self.blocked)
+
+    def lacks(self, newcomers: int = 0) -> int:
+        """How many more connections it takes to carry all who wait or dial, beside those that are to come."""
+        requests = self.waiting + self.inline + newcomers
+        to_come = self.inline + len(self.detached) + len(self.stalled)
+        return -(-requests // self.expected) - to_come
+
     def oldest(self) -> Waiter | None:
-        for queue in (self.eligible, self.blocked):
-            if queue:
-                return next(iter(queue))
+        for line in (self.returned, self.eligible, self.blocked):
+            if line:
+                return next(iter(line))
         return None
+
+    def line_of(self, waiter: Waiter) -> OrderedDict[Waiter, None]:
+        """Where the waiter waits while it is not eligible."""
+        return self.returned if waiter._goes_first else self.blocked
+
+    def expect(self, capacity: int) -> None:
+        """A connection has turned out to carry so many. If it may carry none at present, that tells nothing."""
+        if capacity > 0:
+            self.expected = capacity
+
+    def withdraw(self, slot: Slot) -> None:
+        """The slot has room for nobody any more."""
+        self.spare.pop(slot, None)
+        self.stalled.pop(slot, None)
+
+    def list(self, slot: Slot) -> None:
+        """Note whether the slot, which is open and fit, has room."""
+        if slot.in_use < slot.capacity:
+            self.spare[slot] = None
+        else:
+            self.spare.pop(slot, None)
+        if slot.capacity > 0:
+            self.stalled.pop(slot, None)
+        else:
+            self.stalled[slot] = None
 
 
 class Scheduler:
@@ -224,6 +307,7 @@ class Scheduler:
         self._dialling = 0
         self._closing = 0
         self._waiting = 0
+        self._requests = 0
         self._arrivals = 0
 
     # --- counts, each in constant time ---------------------------------------------------------------------
@@ -253,34 +337,76 @@ class Scheduler:
         """Requests in the queue."""
         return self._waiting
 
+    @property
+    def requests(self) -> int:
+        """Requests that hold a connection. One that carries several counts for as many."""
+        return self._requests
+
     def slots(self) -> list[Slot]:
         """All connections that are not gone, oldest first. Takes time in proportion to their number."""
         return list(self._slots)
 
     # --- events --------------------------------------------------------------------------------------------
 
-    def acquire(self, waiter: Waiter, now: float) -> Sequence[Action]:
-        """A request asks for a connection. Its waiter's state is the answer."""
-        if waiter.state is not WaiterState.NEW:
-            raise AssertionError(f"a waiter must be new for this, not {waiter.state.value}")
+    def acquire(self, waiter: Waiter, now: float, expected: int = 1) -> Sequence[Action]:
+        """A request asks for a connection. Its waiter's state is the answer.
+
+        Args:
+            waiter: the request's token.
+            now: the present, in seconds.
+            expected: how many requests a new connection is expected to carry at once, at least 1, as long as the pool
+                knows nothing of this origin.
+        """
+        self._check(waiter, WaiterState.NEW)
         if self.is_closed:
             waiter.state = WaiterState.REFUSED
             return _NOTHING
+        waiter._expected = expected
         self._waiters[waiter] = None
-        origin = self._origin_of(waiter.key)
+        origin = self._origin_of(waiter.key, expected)
         actions: list[Action] = []
         self._expire(now, actions)
-        if (slot := self._take_spare(origin, now, actions)) is not None:
-            self._grant(waiter, slot)
-        elif self._has_room(origin):
-            self._dial(waiter, origin)
+        self._answer(waiter, origin, now, actions)
+        self._settle(origin, actions)
+        return actions or _NOTHING
+
+    def detach(self, waiter: Waiter, dial_waiter: Waiter, now: float) -> Sequence[Action]:
+        """A request that dials has somebody else dial on, and waits like the others that the dial is to serve.
+
+        Whoever goes on calls `opened` with its own waiter and then `release`s it: the connection is not for itself. If
+        this event is interrupted, `dial_waiter` has taken the dial over if its state says so.
+
+        Args:
+            waiter: the request's token, which is `DIALLING`. Afterwards it is `PARKED`, before all others of its
+                origin; or `GRANTED`, if there is room for it meanwhile; or `REFUSED`, if the pool was closed.
+            dial_waiter: a new one with the same key. Afterwards it is `DIALLING`.
+            now: the present, in seconds.
+        """
+        slot = self._slot_of(waiter, WaiterState.DIALLING)
+        self._check(dial_waiter, WaiterState.NEW)
+        if slot._is_detached:
+            raise AssertionError("a dial can be detached only once")
+        actions: list[Action] = []
+        origin = slot._origin
+        slot._is_detached = True
+        origin.inline -= 1
+        origin.detached[slot] = None
+        self._waiters[dial_waiter] = None
+        dial_waiter.slot = slot
+        dial_waiter.state = WaiterState.DIALLING
+        if self.is_closed:
+            waiter.slot, waiter.state = None, WaiterState.REFUSED
+        elif (spare := self._take_spare(origin, now, actions)) is not None:
+            self._grant(waiter, spare)
         else:
-            self._park(waiter, origin)
-            self._serve_queue(actions)
+            self._park(waiter, origin, goes_first=True)
+        self._settle(origin, actions)
         return actions or _NOTHING
 
     def opened(self, waiter: Waiter, connection: Any, now: float, capacity: int = 1) -> Sequence[Action]:
         """The connection that this waiter was asked to open is open. The waiter is the first to use it.
+
+        Where the dial was detached the first is whoever waits; the waiter that dialled holds it besides.
 
         If the pool was closed meanwhile the waiter is refused, and the caller closes the connection itself.
         """
@@ -290,13 +416,19 @@ class Scheduler:
             waiter.slot, waiter.state = None, WaiterState.REFUSED
             self._drop(slot, actions)
             return actions or _NOTHING
-        self._dialling -= 1
+        origin = slot._origin
+        self._end_dial(slot)
         slot.connection = connection
         slot.capacity = capacity
         slot.state = SlotState.OPEN
         slot._retires_at = now + self.limits.max_age * (1.0 - self.limits.age_jitter * self._random())
+        origin.expect(capacity)
+        if slot._is_detached and capacity > 0 and (first := origin.oldest()) is not None:
+            # Not left to `_offer`, to which the connection may be too old, or full with one that does not use it.
+            self._serve(first, slot, actions)
         self._grant(waiter, slot)
         self._offer(slot, now, actions)
+        self._settle(origin, actions)
         return actions or _NOTHING
 
     def release(
@@ -309,7 +441,7 @@ class Scheduler:
                 giving back one that never came here.
             now: the present, in seconds.
             reusable: whether the connection can take further requests. If not, the caller has closed it already
-                when it carried no other request, as it has after a dial that failed.
+                when it carried no other request. Of a dial: `False` if it failed, `True` if it was given up.
             idle_seconds: how long the server is willing to keep the connection, by what it said in answer to this
                 request; `None` if it was not asked anything, so that its earlier word stands.
         """
@@ -321,22 +453,20 @@ class Scheduler:
         actions: list[Action] = []
         if state is WaiterState.PARKED:
             self._unpark(waiter)
+            self._give_up(self._origins[waiter.key], actions)
         elif state is WaiterState.DIALLING and slot is not None:
-            self._drop(slot, actions)
+            if not reusable:
+                slot._origin.expected = 1
+            self._remove(slot)
         elif state is WaiterState.GRANTED and slot is not None and slot.state is SlotState.OPEN:
-            slot.in_use -= 1
             slot._is_retired |= not reusable
-            slot._origin.spare.pop(slot, None)  # it comes back on top
+            self._give_back(slot, now, idle_seconds)
             if slot.in_use == 0 and not reusable:
-                self._drop(slot, actions)
+                self._remove(slot)
             else:
-                if slot.in_use == 0:
-                    ours = now + self.limits.idle_seconds
-                    theirs = slot._expires_at if idle_seconds is None else now + idle_seconds
-                    slot._expires_at = min(ours, theirs)
-                    self._idle[slot] = None
                 self._offer(slot, now, actions)
-        self._forget(waiter.key)
+        if (origin := self._origins.get(waiter.key)) is not None:
+            self._settle(origin, actions)
         return actions or _NOTHING
 
     def replace(self, waiter: Waiter, now: float, *, fresh: bool) -> Sequence[Action]:
@@ -344,38 +474,71 @@ class Scheduler:
 
         Unless `fresh` is set, another connection to the origin that has room will do; otherwise the request opens a
         new one in the place of the dead. While the dead connection carries other requests its place is not free:
-        then the request opens one in a free place, or takes one with room after all, or queues like a new request.
+        then the request opens one in a free place, or takes one with room after all, or queues like a new request. So
+        it does where enough are being opened already.
         """
         slot = self._slot_of(waiter, WaiterState.GRANTED)
-        actions: list[Action] = []
         if slot.state is not SlotState.OPEN:
             waiter.slot, waiter.state = None, WaiterState.REFUSED
             return _NOTHING
+        actions: list[Action] = []
         origin = slot._origin
-        slot.in_use -= 1
         slot._is_retired = True
-        origin.spare.pop(slot, None)
-        fresh &= slot.in_use == 0 or self._has_room(origin)
-        if not fresh and (spare := self._take_spare(origin, now, actions)) is not None:
-            self._grant(waiter, spare)
-            if slot.in_use == 0:
-                self._drop(slot, actions)
-            return actions or _NOTHING
+        origin.withdraw(slot)
+        self._give_back(slot, now)
         if slot.in_use == 0:
             self._remove(slot)
-        if self._has_room(origin):
-            self._dial(waiter, origin)
+        self._answer(waiter, origin, now, actions, fresh=fresh)
+        self._settle(origin, actions)
+        return actions or _NOTHING
+
+    def renew(self, waiter: Waiter, now: float) -> Sequence[Action]:
+        """A request gives back a connection that has not served it, and that others may use or not, and asks again.
+
+        It gets any connection with room, if need be the same; or else what a new request would get, except that it
+        waits before all others of its origin. If the pool was closed meanwhile it is refused.
+        """
+        slot = self._slot_of(waiter, WaiterState.GRANTED)
+        if slot.state is not SlotState.OPEN:
+            waiter.slot, waiter.state = None, WaiterState.REFUSED
+            return _NOTHING
+        actions: list[Action] = []
+        origin = slot._origin
+        self._give_back(slot, now)
+        if slot._is_retired:
+            self._offer(slot, now, actions)  # its place may be the one to wait for
         else:
-            self._park(waiter, origin)
-            self._serve_queue(actions)
+            origin.list(slot)
+            if slot in origin.spare:
+                origin.spare.move_to_end(slot, last=False)
+        self._answer(waiter, origin, now, actions, goes_first=True)
+        if slot.state is SlotState.OPEN:
+            self._offer(slot, now, actions)
+        self._settle(origin, actions)
         return actions or _NOTHING
 
     def capacity_changed(self, slot: Slot, capacity: int, now: float) -> Sequence[Action]:
-        """A connection can carry more, or fewer, requests at once than before."""
+        """A connection can carry more, or fewer, requests at once than before.
+
+        With a capacity of 0 it is one that is waited for. One that will never take requests again is to `retire`.
+        """
         actions: list[Action] = []
         slot.capacity = capacity
         if slot.state is SlotState.OPEN:
+            if not slot._is_retired:
+                slot._origin.expect(capacity)
             self._offer(slot, now, actions)
+            self._settle(slot._origin, actions)
+        return actions or _NOTHING
+
+    def retire(self, slot: Slot, now: float) -> Sequence[Action]:
+        """A connection takes no further requests. It is closed when it carries none: now, or at the last release."""
+        actions: list[Action] = []
+        if slot.state is SlotState.OPEN:
+            slot._is_retired = True
+            slot._reason = CloseReason.RETIRED
+            self._offer(slot, now, actions)
+            self._settle(slot._origin, actions)
         return actions or _NOTHING
 
     def closed(self, slot: Slot) -> Sequence[Action]:
@@ -417,53 +580,92 @@ class Scheduler:
                 the event did not take over or give back for certain, the caller closes it first.
 
         Returns:
-            Whatever may have been lost, and with it what was not: to close every connection that is to be closed, and
-            to wake every waiter that was parked and no longer is. The caller sees to it that doing either twice does
-            no harm.
+            Whatever may have been lost, and with it what was not: to close every connection that is to be closed, to
+            give up every dial for which nobody waits, and to wake every waiter that was parked and no longer is. The
+            caller sees to it that doing any of it twice does no harm.
         """
         if abandoned is not None:
             abandoned.slot, abandoned.state = None, WaiterState.DONE
             self._waiters.pop(abandoned, None)
         self._origins = {}
         self._idle, self._promised, self._queue = OrderedDict(), OrderedDict(), OrderedDict()
-        self._dialling = self._closing = self._waiting = 0
+        self._dialling = self._closing = self._waiting = self._requests = 0
         held: dict[Slot | None, int] = {}
-        for waiter in self._waiters:
-            if waiter.state in _HOLDING:
+        for waiter in list(self._waiters):
+            if waiter.state is WaiterState.NEW:
+                del self._waiters[waiter]  # it was to take over a dial
+            elif waiter.state in _HOLDING:
                 held[waiter.slot] = held.get(waiter.slot, 0) + 1
         for slot in list(self._slots):
             self._rebuild_slot(slot, held.get(slot, 0))
         for waiter in sorted(self._waiters, key=lambda waiter: waiter.arrival):
             if waiter.state is WaiterState.PARKED:
                 waiter.slot = None
-                self._enqueue(waiter, self._origin_of(waiter.key))
+                self._enqueue(waiter, self._origin_of(waiter.key, waiter._expected))
         self._serve_queue([])
         if self.is_closed:
             self.close()
+        given_up: list[Action] = []
+        for origin in self._origins.values():
+            self._give_up(origin, given_up)
         closing = [slot for slot in self._slots if slot.state is SlotState.CLOSING]
         awake = [
             waiter for waiter in self._waiters if waiter.arrival and waiter.state is not WaiterState.PARKED
         ]
-        return [*(Close(slot, CloseReason.BROKEN) for slot in closing), *(Wake(waiter) for waiter in awake)]
+        return [
+            *(Close(slot, CloseReason.BROKEN) for slot in closing),
+            *given_up,
+            *(Wake(waiter) for waiter in awake),
+        ]
 
     def _rebuild_slot(self, slot: Slot, holders: int) -> None:
         if slot.state is SlotState.GONE or (slot.state is SlotState.DIALLING and not holders):
             slot.state = SlotState.GONE
             del self._slots[slot]
             return
-        slot._origin = self._origin_of(slot.key)
-        slot._origin.places += 1
+        origin = slot._origin = self._origin_of(slot.key, slot._origin.expected)
+        origin.places += 1
         if slot.state is SlotState.DIALLING:
             self._dialling += 1
+            if slot._is_detached:
+                origin.detached[slot] = None
+            else:
+                origin.inline += 1
         elif slot.state is SlotState.CLOSING:
             self._closing += 1
         else:
             slot.in_use = holders
+            self._requests += holders
             slot._is_retired = True
             if not holders:
                 self._close(slot, CloseReason.BROKEN, [])
 
     # --- steps of the events -------------------------------------------------------------------------------
+
+    def _answer(
+        self,
+        waiter: Waiter,
+        origin: _Origin,
+        now: float,
+        actions: list[Action],
+        *,
+        fresh: bool = False,
+        goes_first: bool = False,
+    ) -> None:
+        """Give the waiter a connection with room, or have it dial, or wait."""
+        may_dial = len(self._slots) < self.limits.max_connections and self._wants(origin, 1) > 0
+        if not (fresh and may_dial) and (slot := self._take_spare(origin, now, actions)) is not None:
+            self._grant(waiter, slot)
+        elif may_dial:
+            self._dial(waiter, origin)
+        else:
+            self._park(waiter, origin, goes_first=goes_first)
+
+    def _settle(self, origin: _Origin, actions: list[Action]) -> None:
+        """The end of an event: see that nobody waits for what is there."""
+        self._balance(origin)
+        self._serve_queue(actions)
+        self._forget(origin)
 
     def _take_spare(self, origin: _Origin, now: float, actions: list[Action]) -> Slot | None:
         """The connection to this origin with room for one more request that was used last."""
@@ -483,151 +685,210 @@ class Scheduler:
         if slot.in_use == 0:
             self._idle.pop(slot, None)
         slot.in_use += 1
+        self._requests += 1
         if slot.in_use >= slot.capacity:
             slot._origin.spare.pop(slot, None)
         waiter.slot = slot
         waiter.state = WaiterState.GRANTED
+
+    def _serve(self, waiter: Waiter, slot: Slot, actions: list[Action]) -> None:
+        self._unpark(waiter)
+        self._grant(waiter, slot)
+        actions.append(Wake(waiter))
+
+    def _give_back(self, slot: Slot, now: float, idle_seconds: float | None = None) -> None:
+        """Somebody uses an open connection no longer. What becomes of it comes next."""
+        slot.in_use -= 1
+        self._requests -= 1
+        slot._origin.spare.pop(slot, None)  # it comes back on top
+        if slot.in_use == 0 and not slot._is_retired:
+            ours = now + self.limits.idle_seconds
+            theirs = slot._expires_at if idle_seconds is None else now + idle_seconds
+            slot._expires_at = min(ours, theirs)
+            self._idle[slot] = None
 
     def _dial(self, waiter: Waiter, origin: _Origin) -> None:
         slot = Slot(origin)
         self._slots[slot] = None
         self._dialling += 1
         origin.places += 1
+        origin.inline += 1
         waiter.slot = slot
         waiter.state = WaiterState.DIALLING
 
     def _offer(self, slot: Slot, now: float, actions: list[Action]) -> None:
         """A connection has room, it may be: serve who waits for its origin; then see that it may idle."""
         origin = slot._origin
-        reason = CloseReason.BROKEN if slot._is_retired else slot._past_its_time(now)
+        reason = slot._reason if slot._is_retired else slot._past_its_time(now)
         if reason is not None:
             slot._is_retired = True
-            origin.spare.pop(slot, None)
+            origin.withdraw(slot)
             if slot.in_use == 0:
                 self._close(slot, reason, actions)
             return
         while slot.in_use < slot.capacity and (waiter := origin.oldest()) is not None:
             if slot.in_use == 0 and self._came_before(waiter):
                 break  # somebody of another origin came first, and will have this connection's place
-            self._unpark(waiter)
-            self._grant(waiter, slot)
-            actions.append(Wake(waiter))
-        if slot.in_use < slot.capacity:
-            origin.spare[slot] = None
-        else:
-            origin.spare.pop(slot, None)
+            self._serve(waiter, slot, actions)
+        origin.list(slot)
         if slot.in_use == 0:
-            self._serve_queue(actions)
+            self._settle(origin, actions)
             if slot.state is SlotState.OPEN and len(self._idle) > self.limits.max_idle:
                 self._close(next(iter(self._idle)), CloseReason.SURPLUS, actions)
 
     def _serve_queue(self, actions: list[Action]) -> None:
         """Give free places to those in the common queue, and make places free by closing idle connections."""
-        while len(self._slots) < self.limits.max_connections and (queue := self._promised or self._queue):
-            waiter = next(iter(queue))
+        while len(self._slots) < self.limits.max_connections:
+            waiter = self._first_of(self._promised) or self._first_of(self._queue)
+            if waiter is None:
+                break
             self._dial(waiter, self._origins[waiter.key])  # first, so that its origin has no room for another
             self._unpark(waiter)
             actions.append(Wake(waiter))
-        while self._idle and self._queue:
+        self._promise()
+        while self._idle and self._first_of(self._queue):
             self._close(next(iter(self._idle)), CloseReason.EVICTED, actions)
 
     def _came_before(self, waiter: Waiter) -> bool:
         """Whether the common queue holds an older waiter for whom no place is about to become free."""
-        return bool(self._queue) and next(iter(self._queue)).arrival < waiter.arrival
+        first = self._first_of(self._queue)
+        return first is not None and first.arrival < waiter.arrival
 
-    def _park(self, waiter: Waiter, origin: _Origin) -> None:
-        self._arrivals += 1
-        waiter.arrival = self._arrivals
+    def _first_of(self, queue: OrderedDict[Waiter, None]) -> Waiter | None:
+        """The head of a common queue. Those of an origin that wants no connection any more go back to their line."""
+        while queue:
+            waiter = next(iter(queue))
+            origin = self._origins[waiter.key]
+            promised = origin.promised if queue is self._queue else 0
+            if self._wants(origin) > promised:
+                return waiter
+            while len(origin.eligible) > promised:
+                waiter = next(reversed(origin.eligible))
+                self._leave_queue(waiter, origin)
+                line = origin.line_of(waiter)
+                line[waiter] = None
+                line.move_to_end(waiter, last=False)
+        return None
+
+    def _wants(self, origin: _Origin, newcomers: int = 0) -> float:
+        """How many connections the origin lacks and may open, as far as its own limit goes."""
+        return min(origin.lacks(newcomers), self.limits.max_connections_per_origin - origin.places)
+
+    def _park(self, waiter: Waiter, origin: _Origin, *, goes_first: bool) -> None:
+        if not (goes_first and waiter.arrival):
+            self._arrivals += 1
+            waiter.arrival = self._arrivals
+        waiter._goes_first = goes_first
         self._enqueue(waiter, origin)
         waiter.slot = None
         waiter.state = WaiterState.PARKED
 
     def _enqueue(self, waiter: Waiter, origin: _Origin) -> None:
         self._waiting += 1
-        origin.blocked[waiter] = None
-        self._promote(origin)
+        origin.line_of(waiter)[waiter] = None
+        self._balance(origin)
 
     def _unpark(self, waiter: Waiter) -> None:
         self._waiting -= 1
         origin = self._origins[waiter.key]
-        if waiter in origin.blocked:
-            del origin.blocked[waiter]
+        if waiter in origin.eligible:
+            self._leave_queue(waiter, origin)
         else:
-            del origin.eligible[waiter]
-            self._queue.pop(waiter, None)
-            self._promised.pop(waiter, None)
-            self._promise()
-            self._promote(origin)
+            del origin.line_of(waiter)[waiter]
+        self._balance(origin)
 
-    def _promote(self, origin: _Origin) -> None:
-        """Let those of an origin into the common queue for whom it may still open connections."""
-        room = self.limits.max_connections_per_origin - origin.places
-        while origin.blocked and len(origin.eligible) < room:
-            waiter, _ = origin.blocked.popitem(last=False)
+    def _leave_queue(self, waiter: Waiter, origin: _Origin) -> None:
+        del origin.eligible[waiter]
+        if waiter in self._promised:
+            del self._promised[waiter]
+            origin.promised -= 1
+        else:
+            del self._queue[waiter]
+
+    def _balance(self, origin: _Origin) -> None:
+        """See that as many of an origin stand in the common queue as it wants connections."""
+        wanted = self._wants(origin)
+        while len(origin.eligible) < wanted:
+            waiter, _ = (origin.returned or origin.blocked).popitem(last=False)
             origin.eligible[waiter] = None
             self._queue[waiter] = None
         self._promise()
 
     def _promise(self) -> None:
         """Mark those in the common queue for whom a place is about to become free."""
-        while self._queue and len(self._promised) < self._closing:
-            waiter, _ = self._queue.popitem(last=False)
+        while len(self._promised) < self._closing and (waiter := self._first_of(self._queue)):
+            del self._queue[waiter]
             self._promised[waiter] = None
+            self._origins[waiter.key].promised += 1
 
     def _expire(self, now: float, actions: list[Action]) -> None:
         while self._idle:
             slot = next(iter(self._idle))
             reason = slot._past_its_time(now)
             if reason is None:
-                return
+                break
             self._close(slot, reason, actions)
+        self._serve_queue(actions)
 
     def _close(self, slot: Slot, reason: CloseReason, actions: list[Action]) -> None:
         """Have a connection closed; its place stays taken until `closed`."""
+        origin = slot._origin
+        was_waited_for = slot in origin.stalled
         slot.state = SlotState.CLOSING
-        slot._origin.spare.pop(slot, None)
+        origin.withdraw(slot)
         self._idle.pop(slot, None)
+        self._requests -= slot.in_use
         self._closing += 1
-        self._promise()
         actions.append(Close(slot, reason))
+        if was_waited_for:
+            self._balance(origin)
+        else:
+            self._promise()
 
     def _drop(self, slot: Slot, actions: list[Action]) -> None:
         """A connection is gone: its place goes to whoever waits."""
         self._remove(slot)
-        origin = slot._origin
-        self._promote(origin)
-        self._serve_queue(actions)
-        self._forget(origin.key)
+        self._settle(slot._origin, actions)
 
     def _remove(self, slot: Slot) -> None:
         if slot.state is SlotState.DIALLING:
-            self._dialling -= 1
+            self._end_dial(slot)
         elif slot.state is SlotState.CLOSING:
             self._closing -= 1
         slot.state = SlotState.GONE
-        slot._origin.spare.pop(slot, None)
+        slot._origin.withdraw(slot)
         slot._origin.places -= 1
         del self._slots[slot]
 
-    def _has_room(self, origin: _Origin) -> bool:
-        """Whether a connection may be opened at once. If so, nobody waits in the queue who could do it."""
-        return (
-            len(self._slots) < self.limits.max_connections
-            and origin.places < self.limits.max_connections_per_origin
-        )
+    def _end_dial(self, slot: Slot) -> None:
+        self._dialling -= 1
+        if slot._is_detached:
+            slot._origin.detached.pop(slot, None)  # unless it was given up
+        else:
+            slot._origin.inline -= 1
 
-    def _origin_of(self, key: Hashable) -> _Origin:
+    def _give_up(self, origin: _Origin, actions: list[Action]) -> None:
+        """Have the detached dials ended, if nobody waits for them any more."""
+        while origin.detached and not origin.waiting:
+            slot, _ = origin.detached.popitem()
+            actions.append(GiveUp(slot))
+
+    def _origin_of(self, key: Hashable, expected: int) -> _Origin:
         origin = self._origins.get(key)
         if origin is None:
-            origin = self._origins[key] = _Origin(key)
+            origin = self._origins[key] = _Origin(key, expected)
         return origin
 
-    def _forget(self, key: Hashable) -> None:
-        origin = self._origins.get(key)
-        if origin is not None and not (origin.places or origin.eligible or origin.blocked):
-            del self._origins[key]
+    def _forget(self, origin: _Origin) -> None:
+        if not (origin.places or origin.waiting):
+            self._origins.pop(origin.key, None)
 
     def _slot_of(self, waiter: Waiter, state: WaiterState) -> Slot:
-        if waiter.state is not state or waiter.slot is None:
-            raise AssertionError(f"a waiter must be {state.value} for this, not {waiter.state.value}")
+        self._check(waiter, state)
+        assert waiter.slot is not None
         return waiter.slot
+
+    @staticmethod
+    def _check(waiter: Waiter, state: WaiterState) -> None:
+        if waiter.state is not state:
+            raise AssertionError(f"a waiter must be {state.value} for this, not {waiter.state.value}")

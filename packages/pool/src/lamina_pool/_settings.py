@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from lamina_interfaces import ArgumentTypeError, ArgumentValueError, UnsupportedProtocol, check_seconds
@@ -27,6 +28,8 @@ def read_settings(
     keepalive_expiry: float | None,
     http1: bool,
     http2: bool,
+    http2_ping_interval: float | None,
+    http2_ping_timeout: float,
     retries: int,
     local_address: str | None,
     uds: str | None,
@@ -43,8 +46,10 @@ def read_settings(
     """
     if proxy is not None:
         raise UnsupportedProtocol("proxies are not supported by this version of lamina-pool")
-    if http2 or not http1:
-        raise UnsupportedProtocol("HTTP/2 is not supported by this version of lamina-pool")
+    if not (http1 or http2):
+        raise ArgumentValueError("either http1 or http2 must be true: a pool must speak something")
+    if http2 and not _is_installed("h2"):
+        raise UnsupportedProtocol("HTTP/2 needs the package h2: pip install 'lamina-pool[http2]'")
     if uds is not None and local_address is not None:
         raise ArgumentValueError("uds and local_address exclude each other: a unix socket has no IP address")
     if not check_seconds(age_jitter, "age_jitter") <= 1.0:
@@ -58,6 +63,12 @@ def read_settings(
         age_jitter=age_jitter,
     )
     options = DialOptions(
+        http1=bool(http1),
+        http2=bool(http2),
+        http2_ping_interval=(
+            None if http2_ping_interval is None else check_seconds(http2_ping_interval, "http2_ping_interval")
+        ),
+        http2_ping_timeout=check_seconds(http2_ping_timeout, "http2_ping_timeout"),
         ssl_context=ssl_context,
         retries=_number(retries, "retries", least=0),
         local_address=local_address,
@@ -65,6 +76,15 @@ def read_settings(
         socket_options=None if socket_options is None else _options(socket_options),
     )
     return limits, options
+
+
+def _is_installed(module: str) -> bool:
+    """Whether it can be imported; it is not, since it may not be needed."""
+    if module in sys.modules:
+        return True
+    from importlib.util import find_spec
+
+    return find_spec(module) is not None
 
 
 def _options(options: Iterable[SocketOption]) -> tuple[SocketOption, ...]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ._scheduler import SlotState
 
 if TYPE_CHECKING:
-    from ._connection import HTTP11Connection
+    from ._io import Connection
     from ._scheduler import Slot
     from ._urls import Origin
 
@@ -21,6 +21,7 @@ class PoolStats(NamedTuple):
         idle: open connections that carry none.
         connecting: connections being opened.
         queued: requests that wait for one.
+        requests: requests that have one. An HTTP/2 connection carries several.
     """
 
     connections: int
@@ -28,6 +29,7 @@ class PoolStats(NamedTuple):
     idle: int
     connecting: int
     queued: int
+    requests: int
 
 
 class PooledConnection(NamedTuple):
@@ -35,7 +37,7 @@ class PooledConnection(NamedTuple):
 
     Attributes:
         origin: what it is connected to.
-        http_version: `"HTTP/1.1"`, or `""` while it is being opened.
+        http_version: `"HTTP/1.1"` or `"HTTP/2"`, or `""` while it is being opened.
         state: `"CONNECTING"`, `"ACTIVE"`, `"IDLE"` or `"CLOSED"`.
         request_count: how many requests it has carried.
     """
@@ -69,9 +71,9 @@ class PooledConnection(NamedTuple):
 
 def snapshot(slot: Slot) -> PooledConnection:
     """What a connection is doing."""
-    connection: HTTP11Connection | None = slot.connection
+    connection: Connection | None = slot.connection
     origin: Origin = slot.key.origin  # type: ignore[attr-defined] # every key here is a ConnectionKey
     if connection is None:
         return PooledConnection(origin, "", "CONNECTING", 0)
     state = "CLOSED" if slot.state is not SlotState.OPEN else "IDLE" if slot.is_idle else "ACTIVE"
-    return PooledConnection(origin, "HTTP/1.1", state, connection.exchanges)
+    return PooledConnection(origin, connection.http_version, state, connection.exchanges)

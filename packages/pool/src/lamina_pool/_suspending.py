@@ -110,6 +110,9 @@ class SuspendingStream(StreamFace[AsyncNetworkStream]):
             await self.write(piece, timeout)
         return len(buffer)
 
+    async def wait_writable(self, timeout: float | None) -> None:
+        await self._world.noted("write", self.public.wait_writable(timeout))
+
     async def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None, timeout: float | None
     ) -> SuspendingStream:
@@ -431,8 +434,11 @@ class AsyncConnectionPool:
             requests wait, first come first served. `None` for no limit.
         max_keepalive_connections: at most so many idle ones. `None` for as many as `max_connections`.
         keepalive_expiry: seconds that a connection may idle. `None` for no limit.
-        http1: must be true in this version.
-        http2: must be false in this version.
+        http1: whether HTTP/1.1 may be spoken. With `http1=False, http2=True` HTTP/2 is taken for granted, without TLS
+            too (prior knowledge, RFC 9113, section 3.3).
+        http2: whether HTTP/2 may be spoken: over TLS, where the server chooses it (ALPN). Needs the extra `http2`. An
+            `ssl_context` of the caller's own must offer `"h2"` itself. CONNECT, and requests with an Upgrade header,
+            go over HTTP/1.1 connections of their own.
         retries: how often a failed attempt to connect is repeated: at once, then after 0.5 s, 1 s, 2 s, …
         local_address: our own IP address to connect from.
         uds: path of a unix socket to connect to instead of the URL's host and port.
@@ -443,6 +449,9 @@ class AsyncConnectionPool:
         max_connection_age: seconds after which a connection takes no new requests, so that a changed DNS entry
             or a load balancer comes into its own.
         age_jitter: up to which fraction that is shortened, at random for each connection.
+        http2_ping_interval: after so many seconds without a sign of life an HTTP/2 server is sent a PING while a
+            request waits for it. `None` for never.
+        http2_ping_timeout: seconds that it has to answer; then the connection counts as broken.
 
     Raises:
         ArgumentValueError, ArgumentTypeError: an argument makes no sense.
@@ -467,6 +476,8 @@ class AsyncConnectionPool:
         max_connections_per_origin: int | None = None,
         max_connection_age: float | None = None,
         age_jitter: float = 0.1,
+        http2_ping_interval: float | None = None,
+        http2_ping_timeout: float = 20.0,
     ) -> None:
         self._world = SuspendingWorld(as_async_backend(network_backend))
         self._pool = Pool(
@@ -479,6 +490,8 @@ class AsyncConnectionPool:
                 keepalive_expiry=keepalive_expiry,
                 http1=http1,
                 http2=http2,
+                http2_ping_interval=http2_ping_interval,
+                http2_ping_timeout=http2_ping_timeout,
                 retries=retries,
                 local_address=local_address,
                 uds=uds,
