@@ -447,6 +447,7 @@ class HTTP2Connection:
         """Hand over what there is to be sent, as far as the system takes it. In a step."""
         if self._writer is not None or self._write_failure is not None or self.failure is not None:
             return  # whoever waits until it can be written will do it
+        was_congested = self.is_congested
         try:
             while self._unsent or self.session.has_output:
                 if not self._unsent:
@@ -457,7 +458,10 @@ class HTTP2Connection:
         except LaminaError as error:
             self._fail_writing(error)
             return
-        self._wake_writers()
+        if was_congested:
+            for exchange, event in self._asleep.items():
+                if exchange.is_sending:
+                    event.set()
 
     @property
     def is_congested(self) -> bool:
@@ -500,11 +504,6 @@ class HTTP2Connection:
     def _wake_all(self) -> None:
         for event in self._asleep.values():
             event.set()
-
-    def _wake_writers(self) -> None:
-        for exchange, event in self._asleep.items():
-            if exchange.is_sending:
-                event.set()
 
     def flush_later(self) -> None:
         """Have the session's bytes sent though nobody waits for it, by a stream that cannot do it at once."""
