@@ -44,7 +44,7 @@ from lamina_interfaces import (
 from lamina_timeouts import timeout
 
 if TYPE_CHECKING:
-    from lamina_interfaces import AsyncNetworkStream
+    from lamina_interfaces import AsyncNetworkStream, AsyncPromptWriter
     from stack_worlds import World
 
 SHORT = 0.05
@@ -629,6 +629,24 @@ async def _(case: Case) -> None:
 
 Use = Callable[["AsyncNetworkStream"], Awaitable[Any]]
 
+
+async def _write_now(stream: AsyncNetworkStream, buffer: bytes) -> int:
+    return cast("AsyncPromptWriter", stream).write_now(buffer)
+
+
+async def _wait_writable(stream: AsyncNetworkStream, seconds: float | None = LONG) -> None:
+    await cast("AsyncPromptWriter", stream).wait_writable(seconds)
+
+
+async def _fill_and_wait(stream: AsyncNetworkStream, seconds: float | None = LONG) -> None:
+    """Prompt writes without an end, to a peer that does not read."""
+    piece = bytes(1 << 20)
+    while True:
+        while await _write_now(stream, piece):
+            pass
+        await _wait_writable(stream, seconds)
+
+
 _USES: list[tuple[str, Use, type[LaminaError]]] = [
     ("read: max_bytes=0", lambda stream: stream.read(0), _VALUE),
     ("read: max_bytes=-1", lambda stream: stream.read(-1), _VALUE),
@@ -644,6 +662,10 @@ _USES: list[tuple[str, Use, type[LaminaError]]] = [
     ("write: timeout='1'", lambda stream: stream.write(b"x", timeout=cast("float", "1")), _TYPE),
     ("write_until_readable: text", lambda stream: cast("Any", stream).write_until_readable("text"), _TYPE),
     ("write_until_readable: timeout=-1", lambda s: cast("Any", s).write_until_readable(b"x", -1), _VALUE),
+    ("write_now: text", lambda stream: _write_now(stream, cast("bytes", "text")), _TYPE),
+    ("write_now: a number", lambda stream: _write_now(stream, cast("bytes", 5)), _TYPE),
+    ("wait_writable: timeout=-1", lambda stream: _wait_writable(stream, -1), _VALUE),
+    ("wait_writable: timeout='1'", lambda stream: _wait_writable(stream, cast("float", "1")), _TYPE),
     ("start_tls: no context", lambda stream: stream.start_tls(cast("ssl.SSLContext", 5), "x"), _TYPE),
     ("start_tls: a server's context", lambda stream: stream.start_tls(server_context(), "x"), _VALUE),
     ("start_tls: no name to check", lambda stream: stream.start_tls(client_context()), _VALUE),
@@ -680,6 +702,9 @@ _CLOSED_USES: list[tuple[str, Use, type[LaminaError]]] = [
     ("write", lambda stream: stream.write(b"x"), WriteError),
     ("write of nothing", lambda stream: stream.write(b""), WriteError),
     ("write_until_readable", lambda stream: cast("Any", stream).write_until_readable(b"x"), WriteError),
+    ("write_now", lambda stream: _write_now(stream, b"x"), WriteError),
+    ("write_now of nothing", lambda stream: _write_now(stream, b""), WriteError),
+    ("wait_writable", _wait_writable, WriteError),
     ("start_tls", lambda stream: stream.start_tls(client_context(), "x"), ConnectError),
 ]
 
@@ -755,6 +780,9 @@ for _how in ("aclose", "abort"):
         )
         fault(f"write{_over}: {_how} meanwhile", WriteError, "write", loose=True)(
             _closed_while(lambda stream: stream.write(bytes(MUCH), timeout=LONG), _how, tls=_tls)
+        )
+        fault(f"wait_writable{_over}: {_how} meanwhile", WriteError, "write", loose=True)(
+            _closed_while(_fill_and_wait, _how, tls=_tls)
         )
     fault(f"start_tls: {_how} meanwhile", ConnectError, "tls", loose=True)(
         _closed_while(lambda stream: stream.start_tls(client_context(), "x", timeout=LONG), _how)
@@ -1026,6 +1054,76 @@ async def _(case: Case) -> None:
         await stream.write(b"x", timeout=case.short)
 
 
+async def _wait_again_and_again(stream: AsyncNetworkStream) -> None:
+    """For who must be found waiting: a wait that began beside a reader leaves the reading to others to its end."""
+    while True:
+        try:
+            await _fill_and_wait(stream, 0.01)
+        except WriteTimeout:
+            pass
+
+
+def _hear_and_read_no_more(peer: socket.socket) -> None:
+    peer.recv(1 << 16)
+    if isinstance(peer, ssl.SSLSocket):
+        peer = socket.socket(fileno=peer.detach())
+    reset(peer)
+
+
+@fault("write_now: the peer has reset", WriteError, "write")
+async def _(case: Case) -> None:
+    async with linked(case) as (stream, peer):
+        reset(peer)
+        await _write_now(stream, b"x")
+
+
+@fault("write_now over TLS: the peer has reset", WriteError, "write")
+async def _(case: Case) -> None:
+    async with secured(case, lambda peer: reset(socket.socket(fileno=peer.detach()))) as stream:
+        await _write_now(stream, b"x")
+
+
+# Whoever looks first is told of the reset by the system; the others of a broken pipe.
+@fault("wait_writable: the peer resets meanwhile", WriteError, "write", loose=True)
+async def _(case: Case) -> None:
+    async with served(case, _hear_and_read_no_more) as (stream, _):
+        await _fill_and_wait(stream)
+
+
+@fault("wait_writable over TLS: the peer resets meanwhile", WriteError, "write", loose=True)
+async def _(case: Case) -> None:
+    async with secured(case, _hear_and_read_no_more, until_done=False) as stream:
+        await _fill_and_wait(stream)
+
+
+@fault("write_now: after a write that timed out", WriteError, "write", timed=True)
+async def _(case: Case) -> None:
+    async with linked(case) as (stream, _):
+        try:
+            await stream.write(bytes(MUCH), timeout=case.short)
+        except WriteTimeout as error:
+            case.data.append(error.phase)
+        await _write_now(stream, b"x")
+
+
+@fault("wait_writable: time-out, then more", None, timed=True)
+async def _(case: Case) -> None:
+    async with linked(case) as (stream, peer):
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        sent = 0
+        try:
+            while True:
+                sent += await _write_now(stream, bytes(1 << 16))
+                await _wait_writable(stream, case.short)
+        except WriteTimeout as error:
+            case.data.append(error.phase)
+        while sent:
+            sent -= len(peer.recv(sent))
+        await _wait_writable(stream)
+        case.data.append(await _write_now(stream, b"after"))
+        case.data.append(peer.recv(100))
+
+
 # --- two at once -------------------------------------------------------------------------------------------
 
 
@@ -1072,6 +1170,18 @@ for _tls in (False, True):
     )
     fault(f"write{_over}: two at once", ConcurrencyError, "write")(
         _twice(lambda s: s.write(bytes(MUCH), timeout=LONG), lambda s: s.write(b"", timeout=LONG), tls=_tls)
+    )
+    fault(f"wait_writable{_over}: two at once", ConcurrencyError, "write")(
+        _twice(_fill_and_wait, lambda s: _wait_writable(s, 0.001), tls=_tls)
+    )
+    fault(f"wait_writable{_over}: while another writes", ConcurrencyError, "write")(
+        _twice(lambda s: s.write(bytes(MUCH), timeout=LONG), lambda s: _wait_writable(s, 0.001), tls=_tls)
+    )
+    fault(f"write{_over}: while another waits to write", ConcurrencyError, "write")(
+        _twice(_fill_and_wait, lambda s: s.write(b"", timeout=LONG), tls=_tls)
+    )
+    fault(f"read{_over}: while another waits to write", ConcurrencyError, "read")(
+        _twice(_wait_again_and_again, lambda s: s.read(timeout=0.001), tls=_tls)
     )
     fault(f"start_tls{_over}: while another reads", ConcurrencyError, "tls")(
         _twice(lambda s: s.read(timeout=LONG), _start_tls_while_read, tls=_tls)
@@ -1134,6 +1244,8 @@ _WAITS: dict[str, tuple[Wait, str, type[LaminaError]]] = {
         "write",
         WriteTimeout,
     ),
+    "wait_writable": (_in_stream(_fill_and_wait), "write", WriteTimeout),
+    "wait_writable over TLS": (_in_stream(_fill_and_wait, tls=True), "write", WriteTimeout),
     "write_until_readable": (
         _in_stream(lambda s, t: cast("Any", s).write_until_readable(bytes(MUCH), t)),
         "write",

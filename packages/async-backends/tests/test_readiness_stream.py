@@ -474,7 +474,7 @@ async def test_a_second_reader_or_writer_is_refused_and_disturbs_nobody(pair: Pa
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(read)
         tasks.start_soon(stream.write, MUCH)
-        await until(lambda: stream._transport.users == 3)
+        await until(lambda: stream._transport.users == 7)
         with pytest.raises(ConcurrencyError, match="another task is reading"):
             await stream.read()
         with pytest.raises(ConcurrencyError, match="another task is writing"):
@@ -537,7 +537,7 @@ async def test_who_waits_is_woken_when_the_stream_is_closed(pair: Pair, how: str
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(expect, stream.read, ReadError)
         tasks.start_soon(expect, lambda: stream.write(MUCH), WriteError)
-        await until(lambda: stream._transport.users == 3)
+        await until(lambda: stream._transport.users == 7)
         await rounds(3)
         if how == "aclose":
             await stream.aclose()

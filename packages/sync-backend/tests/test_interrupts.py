@@ -322,4 +322,4 @@ def test_a_write_that_timed_out_frees_the_writing_side(backend: SyncBackend) -> 
     with lamina_sync_backend.SyncStream(ours) as stream, theirs:
         with pytest.raises(WriteTimeout):
             stream.write(bytes(10_000_000), timeout=0.01)
-        assert stream._transport.writer is None
+        assert stream._transport.sender is None

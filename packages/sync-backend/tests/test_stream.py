@@ -517,7 +517,7 @@ def test_closing_finishes_what_an_interrupt_kept_it_from(pair: Pair, way: str) -
     assert stream._transport.sock.fileno() == -1
 
 
-@pytest.mark.parametrize("operation", ["read", "write", "write_until_readable"])
+@pytest.mark.parametrize("operation", ["read", "write", "write_until_readable", "write_now", "wait_writable"])
 def test_a_closer_that_comes_in_between_is_noticed(
     pair: Pair, operation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -527,14 +527,15 @@ def test_a_closer_that_comes_in_between_is_noticed(
     real = type(transport).__setattr__
 
     def store(self: Any, name: str, value: object) -> None:
-        if name in ("reader", "writer") and value is not None and not self.closed:
+        if name in ("reader", "sender", "waiter") and value is not None and not self.closed:
             self.close()
         real(self, name, value)
 
     monkeypatch.setattr(type(transport), "__setattr__", store)
-    arguments = () if operation == "read" else (b"x",)
+    arguments = (b"x",) if operation.startswith("write") else ()
+    limit = {} if operation == "write_now" else {"timeout": 1}
     with pytest.raises((ReadError, WriteError), match="closed"):
-        getattr(stream, operation)(*arguments, timeout=1)
+        getattr(stream, operation)(*arguments, **limit)
     assert transport.sock.fileno() == -1
 
 

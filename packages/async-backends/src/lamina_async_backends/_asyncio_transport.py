@@ -265,19 +265,22 @@ class AsyncioTransport(Transport):
         await self._wait_to_write(limit, READING | WRITING)
 
     async def _wait_to_write(self, limit: Limit, sides: int) -> None:
-        self._write_waiter = waiter = self.loop.create_future()
-        if sides & READING:
-            self._wanted = DIRECT_SIZE
-            self._read_waiter = waiter
-        try:
-            self._watch(sides)
-            await self._wait(waiter, limit)
-        finally:
-            self._write_waiter = None
+        waits = True
+        while waits:
+            self._write_waiter = waiter = self.loop.create_future()
             if sides & READING:
-                self._read_waiter = None
-        if self._watched & WRITING and not (sides & READING and self._news) and limit.expired():
-            raise limit.error()  # it was the timer
+                self._wanted = DIRECT_SIZE
+                self._read_waiter = waiter
+            try:
+                self._watch(sides)
+                await self._wait(waiter, limit)
+            finally:
+                self._write_waiter = None
+                if sides & READING:
+                    self._read_waiter = None
+            waits = bool(self._watched & WRITING) and not (sides & READING and self._news)
+            if waits:
+                limit.check()  # it was the timer, or a glance
         if self.closed:
             raise network_error(OSError(CLOSED), limit.phase)
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from lamina_interfaces import NetworkError
 from lamina_interfaces.sockets import close_without_lingering, drop_incoming
 
-from ._transport import BULK, WRITING, Transport
+from ._transport import BULK, WAITING, Transport
 
 if TYPE_CHECKING:
     from lamina_interfaces import Event, Limit
@@ -120,7 +120,7 @@ class ReadinessTransport(Transport):
         return self._ended or self._read_failure is not None
 
     async def _wait_readable(self, limit: Limit) -> None:
-        if self.unsent and not self.users & WRITING:
+        if self.unsent and not self.users & WAITING:
             await self.wait_either(limit)
         else:
             await self.waiter.wait(limit, self.waiter.library.wait_readable, self.sock)

@@ -12,6 +12,7 @@ from lamina_interfaces import (
     ArgumentValueError,
     AsyncInterruptibleWriter,
     AsyncNetworkStream,
+    AsyncPromptWriter,
     ConcurrencyError,
     Limit,
     NetworkError,
@@ -22,7 +23,7 @@ from lamina_interfaces.dialing import format_address
 from lamina_interfaces.sockets import byte_view, check_read_size, socket_address
 from lamina_interfaces.translation import network_error
 
-from ._transport import CLOSED, READING, WRITING
+from ._transport import CLOSED, READING, SENDING, WAITING, WRITING
 
 if TYPE_CHECKING:
     import ssl
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from ._transport import Transport
 
 
-class Stream(AsyncNetworkStream, AsyncInterruptibleWriter, PromptCloser):
+class Stream(AsyncNetworkStream, AsyncInterruptibleWriter, AsyncPromptWriter, PromptCloser):
     """What all streams are. The classes that are public have their own words."""
 
     def __init__(self, sock: socket.socket, *, timings: tuple[TimingSpan, ...] = ()) -> None:
@@ -127,6 +128,51 @@ class Stream(AsyncNetworkStream, AsyncInterruptibleWriter, PromptCloser):
                 raise
             finally:
                 transport.leave(READING | WRITING)
+
+    def write_now(self, buffer: BytesLike) -> int:
+        """Send what the system takes at once. See `AsyncPromptWriter`."""
+        transport = self._transport
+        with byte_view(buffer) as view:
+            if transport.users & SENDING:
+                return 0  # another task is writing
+            transport.enter(SENDING, "write")
+            try:
+                if self._tls is not None:
+                    return self._tls.write_now(view)
+                return transport.send_now(view) if view else 0
+            except BaseException:
+                transport.give_up_writing()
+                raise
+            finally:
+                transport.leave(SENDING)
+
+    async def wait_writable(self, timeout: float | None = None) -> None:
+        """Wait until more can be sent, or something can be read. See `AsyncPromptWriter`."""
+        transport = self._transport
+        limit = Limit(timeout, self._now, "write")
+        limit.check()
+        reads = not transport.users & READING
+        sides = READING | WAITING if reads else WAITING
+        transport.enter(sides, "write")
+        try:
+            await transport.take_turns()
+            if self._tls is not None:
+                await self._tls.wait_writable(limit, reads=reads)
+            elif not reads:
+                await transport.wait_writable(limit)
+            elif not transport.readable_now():
+                await transport.wait_either(limit)
+            transport.check_sending()
+        except BaseException as exc:
+            _note_cancellation(exc, limit)
+            raise
+        finally:
+            transport.leave(sides)
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether bytes that were taken wait in the stream: over TLS only. See `PromptWriter`."""
+        return bool(self._transport.unsent) and not self._transport.closed
 
     # --- TLS -----------------------------------------------------------------------------------------------
 

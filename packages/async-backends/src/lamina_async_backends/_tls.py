@@ -156,6 +156,33 @@ class TLSChannel:
                 break
         return taken
 
+    def write_now(self, view: memoryview) -> int:
+        """Send what the system takes, and at most a slice more, which waits; how many bytes. Never waits itself."""
+        transport = self._transport
+        if transport.unsent:
+            transport.queue(b"")
+        taken = 0
+        while taken < len(view) and not transport.unsent:
+            with view[taken : taken + SLICE] as piece:
+                self._encrypt(piece)
+                taken += len(piece)
+        return taken
+
+    async def wait_writable(self, limit: Limit, *, reads: bool) -> None:
+        """Wait until nothing is left over. By the user of the waiting side.
+
+        Args:
+            limit: how long at most.
+            reads: by the user of the reading side, too: until then, or until plaintext can be read.
+        """
+        transport = self._transport
+        while transport.unsent and not (reads and self.readable()):
+            if reads:
+                await transport.wait_either(limit)
+            else:
+                await transport.wait_writable(limit)
+                transport.queue(b"")
+
     def _encrypt(self, piece: memoryview) -> None:
         self.engine.write(piece)
         self._transport.queue(self.engine.take())

@@ -2,6 +2,10 @@
 
 They differ in how one waits for a socket, and in nothing that can be seen from here. All of it happens in the loop's
 own thread, save `close`.
+
+There are three sides that a task may use: one reads, one sends, one waits until more can be sent. A write uses the
+last two, so that what only sends (a prompt write, which never waits) and what only waits may go on side by side, and
+neither beside a write.
 """
 
 from __future__ import annotations
@@ -20,7 +24,9 @@ if TYPE_CHECKING:
     from lamina_interfaces import Limit, NetworkError, Phase
 
 READING = 1
-WRITING = 2
+SENDING = 2
+WAITING = 4
+WRITING = SENDING | WAITING
 
 BULK = 16 * 1024
 """After a read of so many bytes more are likely to be there, so the next one tries before it waits."""
@@ -38,7 +44,7 @@ _SEND_FLAGS = getattr(socket, "MSG_NOSIGNAL", 0)
 class Transport:
     """A connected socket, and how to wait for it.
 
-    Each side, reading and writing, has one user at a time.
+    Each side has one user at a time.
 
     Args:
         sock: connected, non-blocking, the transport's from now on.
@@ -68,7 +74,7 @@ class Transport:
     # --- users and the end ---------------------------------------------------------------------------------
 
     def enter(self, sides: int, phase: Phase) -> None:
-        """Become the user of one side or both, until `leave`.
+        """Become the user of some sides, until `leave`.
 
         Raises:
             ConcurrencyError: there is another one, or this is another loop.
@@ -107,7 +113,7 @@ class Transport:
     @property
     def may_take_leave(self) -> bool:
         """Whether what is sent now comes after whole messages, and disturbs nobody: then a farewell is in order."""
-        busy = self.closed or self.inherited or self._half_sent or self.users & WRITING
+        busy = self.closed or self.inherited or self._half_sent or self.users & SENDING
         return not busy and self.is_here()
 
     def close(self, *, gracefully: bool = False) -> None:
@@ -181,7 +187,7 @@ class Transport:
         return sent
 
     async def wait_writable(self, limit: Limit) -> None:
-        """Wait until the system takes more. May return too early. By the user of the writing side."""
+        """Wait until the system takes more. May return too early. By the user of the waiting side."""
         raise NotImplementedError
 
     async def wait_either(self, limit: Limit) -> None:
@@ -207,6 +213,16 @@ class Transport:
         while self.unsent:
             await self.wait_writable(limit)
             self.queue(b"")
+        self.check_sending()
+
+    def check_sending(self) -> None:
+        """Tell whoever has waited to send of a break that is known.
+
+        Raises:
+            NetworkError: the connection broke, or is closed.
+        """
+        if self.closed:
+            raise network_error(OSError(CLOSED), "write")
         if self._write_failure is not None:
             raise self._error(self._write_failure, "write") from self._write_failure
 

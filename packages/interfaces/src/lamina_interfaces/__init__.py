@@ -80,12 +80,14 @@ from ._streams import DEFAULT_READ_SIZE as DEFAULT_READ_SIZE
 from ._streams import AsyncInterruptibleWriter as AsyncInterruptibleWriter
 from ._streams import AsyncNetworkBackend as AsyncNetworkBackend
 from ._streams import AsyncNetworkStream as AsyncNetworkStream
+from ._streams import AsyncPromptWriter as AsyncPromptWriter
 from ._streams import AsyncResolver as AsyncResolver
 from ._streams import BytesLike as BytesLike
 from ._streams import InterruptibleWriter as InterruptibleWriter
 from ._streams import NetworkBackend as NetworkBackend
 from ._streams import NetworkStream as NetworkStream
 from ._streams import PromptCloser as PromptCloser
+from ._streams import PromptWriter as PromptWriter
 from ._streams import ResolvedAddress as ResolvedAddress
 from ._streams import Resolver as Resolver
 from ._streams import SocketAddress as SocketAddress
@@ -106,6 +108,7 @@ __all__ = [
     "AsyncNetworkBackendInterface",
     "AsyncNetworkStream",
     "AsyncNetworkStreamInterface",
+    "AsyncPromptWriter",
     "AsyncResolver",
     "BackendNotFound",
     "BytesLike",
@@ -132,6 +135,7 @@ __all__ = [
     "PoolClosed",
     "PoolTimeout",
     "PromptCloser",
+    "PromptWriter",
     "ProtocolError",
     "ProxyError",
     "ReadError",

@@ -229,6 +229,73 @@ class InterruptibleWriter:
         raise NotImplementedError
 
 
+class PromptWriter:
+    """An ability that a `NetworkStream` may have besides: to send what goes at once, and to wait apart from that.
+
+    For a protocol in which many requests share a connection, as HTTP/2: what one of them sends must not depend on
+    the peer's patience, and one that is cancelled while it waits must leave the connection fit for the others. With
+    `write` alone it could not, because a write that was broken off has sent an unknown part.
+
+    A sender calls `write_now`, and where that took less than all, `wait_writable`, and then `write_now` again.
+    """
+
+    def write_now(self, buffer: BytesLike) -> int:
+        """Send as many of the bytes as the system takes at once. Never waits; obeys no time limit.
+
+        May be called while another thread reads, or waits in `wait_writable`.
+
+        Over TLS, what has been encrypted counts as taken though the system may not have taken it yet. At most one
+        slice of 128 KiB waits so in the stream, and while anything waits nothing more is taken. It goes out by
+        `wait_writable`, by a read or a write that begins afterwards, or by the next call of this method, also one with
+        an empty buffer; asyncio's streams send it by themselves.
+
+        Args:
+            buffer: the bytes; not kept.
+
+        Returns:
+            How many were taken, from the front: 0 if the system takes none, if bytes that were taken before still
+            wait in the stream, or if another thread is writing.
+
+        Raises:
+            WriteError: the connection broke, or the stream is closed; or an earlier write was broken off. Nothing
+                more can be sent. What the peer sent before may still be read.
+            ArgumentValueError, ArgumentTypeError: it is no buffer of bytes. Nothing was sent.
+        """
+        raise NotImplementedError
+
+    def wait_writable(self, timeout: float | None = None) -> None:
+        """Wait until `write_now` may take more, or until something can be read.
+
+        Over TLS it sends what waits in the stream, and returns once nothing does. Without TLS it returns once the
+        system takes more. Unless another thread is reading when it begins, it is the stream's reader as well: it
+        returns, too, once bytes or the end of the stream can be read, which it leaves there; a TLS message that
+        carries no data does not count. It may return early, so ask `write_now` and `has_unsent` again.
+
+        A wait that ends by its limit has lost nothing and broken nothing: the stream goes on as if it had never begun.
+        So does one that ends by an interrupt (`KeyboardInterrupt`), unless that came in the very moment in which a
+        piece of TLS was sent; then the connection may break.
+
+        Args:
+            timeout: seconds, or `None` for no limit of its own.
+
+        Raises:
+            WriteTimeout: neither happened within `timeout`.
+            DeadlineExceeded: the ambient deadline passed.
+            WriteError: it is known that nothing more can be sent, as for `write_now`.
+            ConcurrencyError: another thread is in `write` or in this method.
+        """
+        raise NotImplementedError
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether bytes wait in the stream that the system has not taken. Never raises or waits.
+
+        They are such as `write_now` has taken, or such as TLS owes the peer. Always `False` without TLS, and once
+        the stream is closed.
+        """
+        raise NotImplementedError
+
+
 class NetworkBackend:
     """Opens network streams, blocking. Safe to use from several threads at once."""
 
@@ -422,6 +489,30 @@ class AsyncInterruptibleWriter:
 
     async def write_until_readable(self, buffer: BytesLike, timeout: float | None = None) -> int:
         """Send the bytes, but return early once something can be read. As `InterruptibleWriter`'s."""
+        raise NotImplementedError
+
+
+class AsyncPromptWriter:
+    """`PromptWriter` for an `AsyncNetworkStream`."""
+
+    def write_now(self, buffer: BytesLike) -> int:
+        """Send as many of the bytes as the system takes at once. See `PromptWriter.write_now`.
+
+        A plain function, so that a finaliser or a path of cancellation may call it; in the loop's own thread, else it
+        raises `ConcurrencyError`. It does not let other tasks run.
+        """
+        raise NotImplementedError
+
+    async def wait_writable(self, timeout: float | None = None) -> None:
+        """Wait until `write_now` may take more, or something can be read. See `PromptWriter.wait_writable`.
+
+        A cancelled wait has lost nothing and broken nothing.
+        """
+        raise NotImplementedError
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether bytes wait in the stream that the system has not taken. See `PromptWriter.has_unsent`."""
         raise NotImplementedError
 
 

@@ -16,12 +16,13 @@ from lamina_interfaces import (
     Limit,
     NetworkError,
     NetworkStream,
+    PromptWriter,
     TimingSpan,
 )
 from lamina_interfaces.dialing import format_address
 from lamina_interfaces.sockets import byte_view, check_read_size, make_non_blocking, socket_address
 
-from ._transport import READING, WRITING, Look, Transport, User
+from ._transport import READING, SENDING, WAITING, WRITING, Look, Transport, User
 
 if TYPE_CHECKING:
     import ssl
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from ._tls import TLSChannel
 
 
-class SyncStream(NetworkStream, InterruptibleWriter):
+class SyncStream(NetworkStream, InterruptibleWriter, PromptWriter):
     """A stream over a connected socket. The contract is `NetworkStream`'s.
 
     One thread may read while another writes; a second reader or writer gets `ConcurrencyError`. `close` and
@@ -97,8 +98,10 @@ class SyncStream(NetworkStream, InterruptibleWriter):
                 transport.give_up_writing(user)
                 raise
             finally:
-                if transport.writer is user:
-                    transport.writer = None
+                if transport.sender is user:
+                    transport.sender = None
+                if transport.waiter is user:
+                    transport.waiter = None
                 if transport.closed:
                     transport.settle()
 
@@ -126,10 +129,63 @@ class SyncStream(NetworkStream, InterruptibleWriter):
             finally:
                 if transport.reader is user:
                     transport.reader = None
-                if transport.writer is user:
-                    transport.writer = None
+                if transport.sender is user:
+                    transport.sender = None
+                if transport.waiter is user:
+                    transport.waiter = None
                 if transport.closed:
                     transport.settle()
+
+    def write_now(self, buffer: BytesLike) -> int:
+        """Send what the system takes at once. See `PromptWriter`."""
+        transport, user = self._transport, User()
+        with byte_view(buffer) as view:
+            try:
+                transport.enter(user, SENDING, "write")
+                if self._tls is not None:
+                    return self._tls.write_now(view)
+                return transport.send_now(view) if view else 0
+            except ConcurrencyError:
+                return 0  # another thread is writing
+            except BaseException:
+                transport.give_up_writing(user)
+                raise
+            finally:
+                if transport.sender is user:
+                    transport.sender = None
+                if transport.closed:
+                    transport.settle()
+
+    def wait_writable(self, timeout: float | None = None) -> None:
+        """Wait until more can be sent, or something can be read. See `PromptWriter`."""
+        limit = Limit(timeout, monotonic, "write")
+        limit.check()
+        transport, user = self._transport, User()
+        try:
+            try:
+                transport.enter(user, READING | WAITING, "write")
+            except ConcurrencyError:
+                transport.enter(user, WAITING, "write")  # refused too, if another one waits or writes
+            reads = transport.reader is user
+            if self._tls is not None:
+                self._tls.wait_writable(limit, reads=reads)
+            elif reads:
+                transport.wait_either(limit)
+            else:
+                transport.wait_writable(limit)
+            transport.check_sending()
+        finally:
+            if transport.reader is user:
+                transport.reader = None
+            if transport.waiter is user:
+                transport.waiter = None
+            if transport.closed:
+                transport.settle()
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether bytes that were taken wait in the stream: over TLS only. See `PromptWriter`."""
+        return not (self._tls is None or self._transport.closed) and self._tls.has_unsent()
 
     # --- TLS -----------------------------------------------------------------------------------------------
 
@@ -160,8 +216,10 @@ class SyncStream(NetworkStream, InterruptibleWriter):
         finally:
             if transport.reader is user:
                 transport.reader = None
-            if transport.writer is user:
-                transport.writer = None
+            if transport.sender is user:
+                transport.sender = None
+            if transport.waiter is user:
+                transport.waiter = None
             if transport.closed:
                 transport.settle()
         return self

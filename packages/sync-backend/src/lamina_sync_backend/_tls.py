@@ -7,7 +7,9 @@ The *right to send* is the right to take ciphertext from the engine and put it o
 left over (`unsent`). Without it two threads could take one after the other and send the other way round. A writer
 holds it through the whole of its write. A reader needs it too, because reading may produce something to send (the
 answer to a key update), but must never wait for a writer that waits for the peer: it tries, and where it fails the
-writer, who looks again after letting go, sends the reader's bytes as well.
+writer, who looks again after letting go, sends the reader's bytes as well. A prompt write tries too, and lets go before
+it returns; what it leaves over is sent by whoever gets the right next, and one who waits to write tries each time when
+the system takes more.
 
 Both are shared by all the layers of TLS in TLS, since the outer engines work through the inner ones: so closing
 a stream says no farewell through an engine that a handshake is using.
@@ -25,7 +27,7 @@ from typing import TYPE_CHECKING
 
 from lamina_interfaces import ConcurrencyError, ConnectError, NetworkError, ReadError
 
-from ._waiting import WRITE
+from ._waiting import READ, WRITE
 
 if TYPE_CHECKING:
     from lamina_interfaces import Limit
@@ -84,11 +86,19 @@ class Wire:
             ConcurrencyError: a signal handler has interrupted the reader, and wants to write.
         """
         while not self.try_to_take_the_turn(sender):
-            holder = self.sender
-            if holder is not None and holder.thread == sender.thread:
-                raise ConcurrencyError("this thread is in the middle of using this stream", phase=limit.phase)
+            self.refuse_interrupted(sender.thread, limit)
             limit.check()
             time.sleep(TURN_PAUSE)
+
+    def refuse_interrupted(self, thread: int, limit: Limit) -> None:
+        """Refuse to wait for the right to send if this very thread has it, beneath a signal handler.
+
+        Raises:
+            ConcurrencyError: so it is.
+        """
+        holder = self.sender
+        if holder is not None and holder.thread == thread:
+            raise ConcurrencyError("this thread is in the middle of using this stream", phase=limit.phase)
 
 
 class TLSChannel:
@@ -242,10 +252,51 @@ class TLSChannel:
         self._send_some()  # what looking for data has produced
         return taken
 
+    def write_now(self, view: memoryview) -> int:
+        """Send what the system takes, and at most a slice more, which waits; how many bytes. Never waits itself."""
+        wire, sender = self._wire, Sender()
+        taken = 0
+        try:
+            if not wire.try_to_take_the_turn(sender):
+                return 0  # for a moment it is the reader's
+            self._send_at_once()
+            while taken < len(view) and not wire.unsent:
+                with view[taken : taken + SLICE] as piece:
+                    self._encrypt(piece)
+                    taken += len(piece)
+                self._send_at_once()
+        finally:
+            if wire.sender is sender:
+                wire.sender = None
+        self._send_some()
+        return taken
+
+    def wait_writable(self, limit: Limit, *, reads: bool) -> None:
+        """Wait until nothing is left over. By the user of the waiting side.
+
+        Args:
+            limit: how long at most.
+            reads: by the user of the reading side, too: until then, or until plaintext can be read.
+        """
+        thread = threading.get_ident()
+        while self.has_unsent() and not (reads and self.readable()):
+            self._wire.refuse_interrupted(thread, limit)
+            if not reads:
+                self._transport.wait_writable(limit)
+            elif not self._transport.wait_either(limit) & ~READ:
+                continue
+            self._send_some()
+
     def _encrypt(self, piece: memoryview) -> None:
         with self._wire.lock:
             self.engine.write(piece)
             self._wire.unsent = memoryview(self.engine.take())
+
+    def _send_at_once(self) -> None:
+        """Send of what is left over as much as goes. With the right to send."""
+        wire = self._wire
+        if wire.unsent:
+            wire.unsent = wire.unsent[self._transport.send_now(wire.unsent) :]
 
     def _send_unsent(self, limit: Limit) -> None:
         """Send what is left over. With the right to send."""
@@ -260,7 +311,7 @@ class TLSChannel:
         """Send what the engine has for the peer, as far as that goes without waiting. Never raises."""
         # Whoever finds the right to send taken goes away, so whoever had it looks again after letting go.
         wire, transport = self._wire, self._transport
-        while self._has_more_to_send():
+        while self.has_unsent():
             sender = Sender()
             try:
                 if not wire.try_to_take_the_turn(sender):
@@ -280,7 +331,8 @@ class TLSChannel:
                 if wire.sender is sender:
                     wire.sender = None
 
-    def _has_more_to_send(self) -> bool:
+    def has_unsent(self) -> bool:
+        """Whether there is ciphertext that the system has not taken."""
         if self._wire.unsent:
             return True
         with self._wire.lock:

@@ -5,8 +5,10 @@ The socket is non-blocking. A thread waits in `poll` and nowhere else, so a time
 Closing from another thread. A file descriptor that is closed while somebody polls or reads it may be given to
 another connection in the same moment, and the reader would take that one's bytes. So a closed transport is only
 shut down at first, which wakes everybody who waits on it, and the last user to leave closes the descriptor.
-Each side, reading and writing, has one user at a time: one operation, known by an object of its own. It leaves by
-plain assignments in a `finally`, which an interrupt cannot divide, whether or not it ever got in.
+Each side has one user at a time: one operation, known by an object of its own. It leaves by plain assignments in a
+`finally`, which an interrupt cannot divide, whether or not it ever got in. There are three sides: who reads, who
+sends, and who waits until more can be sent. A write is the user of the last two, so that what only sends (a prompt
+write, which never waits) and what only waits may go on side by side, and neither beside a write.
 
 A look for data (`Look`) is a user as well, but one that never waits; so whoever finds a look waits for its end.
 
@@ -34,7 +36,9 @@ if TYPE_CHECKING:
     from ._waiting import Poll
 
 READING = 1
-WRITING = 2
+SENDING = 2
+WAITING = 4
+WRITING = SENDING | WAITING
 
 BULK = 16 * 1024
 """After a read of so many bytes more are likely to be there, so the next one tries before it waits."""
@@ -80,7 +84,8 @@ class Transport:
         # Re-entrant: a finaliser may call `close` while this very thread is in one of the short sections below.
         self._lock = threading.RLock()
         self.reader: User | None = None
-        self.writer: User | None = None
+        self.sender: User | None = None
+        self.waiter: User | None = None
         self._read_poll: Poll | None = None
         self._write_poll: Poll | None = None
         self._bulk = False
@@ -92,9 +97,9 @@ class Transport:
     # --- users and the end ---------------------------------------------------------------------------------
 
     def enter(self, user: User, sides: int, phase: Phase) -> None:
-        """Make `user`, one operation, the user of one side or both.
+        """Make `user`, one operation, the user of some sides.
 
-        Its `finally` takes it out of `reader` and `writer`, and calls `settle` if the transport is closed.
+        Its `finally` takes it out of `reader`, `sender` and `waiter`, and calls `settle` if the transport is closed.
 
         Raises:
             ConcurrencyError: there is another one.
@@ -119,13 +124,15 @@ class Transport:
                 if isinstance(reader, Look) and reader.thread != threading.get_ident():
                     return False
                 raise ConcurrencyError("another thread is reading from this stream", phase=phase)
-            if sides & WRITING and self.writer is not None:
+            if sides & self.users:
                 raise ConcurrencyError("another thread is writing to this stream", phase=phase)
             # Marked first and looked at second, for the sake of a finaliser that closes in between.
             if sides & READING:
                 self.reader = user
-            if sides & WRITING:
-                self.writer = user
+            if sides & SENDING:
+                self.sender = user
+            if sides & WAITING:
+                self.waiter = user
             if self.closed:
                 raise network_error(OSError(_CLOSED), phase)
             if sides & WRITING and self.half_sent:
@@ -134,7 +141,7 @@ class Transport:
 
     def give_up_writing(self, user: User) -> None:
         """Take note that a write was broken off: nothing that is sent from now on would make sense to the peer."""
-        if self.writer is user:
+        if self.sender is user:
             self.half_sent = True
 
     def settle(self) -> None:
@@ -146,7 +153,11 @@ class Transport:
     @property
     def users(self) -> int:
         """The sides that are in use."""
-        return (READING if self.reader is not None else 0) | (WRITING if self.writer is not None else 0)
+        return (
+            (READING if self.reader is not None else 0)
+            | (SENDING if self.sender is not None else 0)
+            | (WAITING if self.waiter is not None else 0)
+        )
 
     @property
     def inherited(self) -> bool:
@@ -261,8 +272,18 @@ class Transport:
         if self.closed:
             raise WriteError(_CLOSED, phase="write")
 
+    def check_sending(self) -> None:
+        """Tell whoever has waited to send of a break that is known.
+
+        Raises:
+            WriteError: the connection broke, or another thread has closed the transport.
+        """
+        self.check_open()
+        if self._write_failure is not None:
+            raise self._error(self._write_failure, "write") from self._write_failure
+
     def wait_writable(self, limit: Limit) -> None:
-        """Wait until the system takes more."""
+        """Wait until the system takes more. By the user of the waiting side."""
         wait(self._poll_for_writing(), limit)
 
     def wait_either(self, limit: Limit) -> int:
