@@ -38,6 +38,11 @@ class StreamFace(Generic[S]):
     def is_prompt(self) -> bool:
         return hasattr(self.public, "write_now")
 
+    @property
+    def has_unsent(self) -> bool:
+        is_there: bool = self.public.has_unsent
+        return is_there
+
     def write_now(self, buffer: BytesLike) -> int:
         sent: int = self.public.write_now(buffer)
         return sent

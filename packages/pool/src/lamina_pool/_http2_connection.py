@@ -254,7 +254,7 @@ class HTTP2Connection:
     def _take_role(self, exchange: HTTP2Exchange, is_ready: Callable[[], bool]) -> Callable[..., Any] | None:
         if self.failure is not None or is_ready():
             return None
-        is_stuck = bool(self._unsent) and self._writer is None
+        is_stuck = self._writer is None and self.is_congested
         if is_stuck:
             self._writer = exchange
         if self._reader is None:
@@ -272,7 +272,7 @@ class HTTP2Connection:
         if self._writer is exchange:
             self._writer = None
         # Whoever goes wakes somebody for what nobody does now; if that one was woken in vain it does the same.
-        if self._reader is None or (self._unsent and self._writer is None):
+        if self._reader is None or (self._writer is None and self.is_congested):
             for event in self._asleep.values():
                 event.set()
                 break
@@ -315,7 +315,7 @@ class HTTP2Connection:
     async def _read(self, exchange: HTTP2Exchange, limit: Limit) -> None:
         """Read once, for all."""
         patience = self._patience()
-        if self._unsent:
+        if self.is_congested:
             patience = _sooner(patience, GLANCE_SECONDS)  # whoever writes may stop doing so at any time
         is_done = False
         try:
@@ -345,7 +345,7 @@ class HTTP2Connection:
             exchange = self._exchanges.get(stream)
             if exchange is not None:
                 self.wake(exchange)
-        if self.capacity != self._announced or self._unsent:
+        if self.capacity != self._announced or self.is_congested:
             self._wake_all()  # who waits for a stream of its own, or for room, has no news of its own
         if session.failure is not None and self.failure is None:
             if self._is_prompt:
@@ -455,18 +455,20 @@ class HTTP2Connection:
                 self._unsent = self._unsent[self.stream.write_now(self._unsent) :]
                 if self._unsent:
                     return
+            if was_congested and self.stream.has_unsent:
+                self.stream.write_now(b"")
         except LaminaError as error:
             self._fail_writing(error)
             return
-        if was_congested:
+        if was_congested and not self.is_congested:
             for exchange, event in self._asleep.items():
                 if exchange.is_sending:
                     event.set()
 
     @property
     def is_congested(self) -> bool:
-        """Whether the system takes no more at present, so that whoever has much to send should wait."""
-        return bool(self._unsent)
+        """Whether the system takes no more at present, so that somebody has to wait for it."""
+        return bool(self._unsent) or (self._is_prompt and self.stream.has_unsent)
 
     def _fail_writing(self, error: LaminaError) -> None:
         """What was sent before may yet be answered, so reading goes on for a while."""

@@ -51,7 +51,12 @@ class Stream(Protocol):
 
     @property
     def is_prompt(self) -> bool:
-        """Whether it has the ability of `PromptWriter`; only then may the next two be called."""
+        """Whether it has the ability of `PromptWriter`; only then may the next three be used."""
+        ...
+
+    @property
+    def has_unsent(self) -> bool:
+        """See `PromptWriter.has_unsent`."""
         ...
 
     def write_now(self, buffer: BytesLike) -> int:
