@@ -164,6 +164,38 @@ with httpcore.ConnectionPool(network_backend=network_backend) as http:
     print(response.content)
 """
 
+HTTP2_MOCK_BACKEND = """\
+import hpack
+import hyperframe.frame
+import httpcore
+
+content = [
+    hyperframe.frame.SettingsFrame().serialize(),
+    hyperframe.frame.HeadersFrame(
+        stream_id=1,
+        data=hpack.Encoder().encode(
+            [
+                (b":status", b"200"),
+                (b"content-type", b"plain/text"),
+            ]
+        ),
+        flags=["END_HEADERS"],
+    ).serialize(),
+    hyperframe.frame.DataFrame(
+        stream_id=1, data=b"Hello, world!", flags=["END_STREAM"]
+    ).serialize(),
+]
+# Note that we instantiate the mock backend with an `http2=True` argument.
+# This ensures that the mock network stream acts as if the `h2` ALPN flag has been set,
+# and causes the connection pool to interact with the connection using HTTP/2.
+network_backend = httpcore.MockBackend(content, http2=True)
+with httpcore.ConnectionPool(network_backend=network_backend) as http:
+    response = http.request("GET", "https://example.com/")
+    print(response.extensions['http_version'])
+    print(response.status)
+    print(response.content)
+"""
+
 RECORDING_BACKEND = """\
 import httpcore
 
@@ -291,6 +323,9 @@ EXAMPLES = {
     ),
     "the backend for trio": Example(TRIO_BACKEND, ("<Response [200]>",)),
     "a mock backend": Example(MOCK_BACKEND, ("b'HTTP/1.1'", "200", "b'Hello, world!'"), asked=()),
+    "a mock backend over HTTP/2": Example(
+        HTTP2_MOCK_BACKEND, ("b'HTTP/2'", "200", "b'Hello, world!'"), asked=()
+    ),
     "a recording backend": Example(
         RECORDING_BACKEND, ("<Response [200]>",), files=(("network-recording", ANSWER),)
     ),

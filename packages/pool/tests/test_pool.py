@@ -169,7 +169,7 @@ def test_refuses_arguments_that_make_no_sense(
 
 
 def test_http2_without_h2_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lamina_pool._settings._is_installed", lambda module: module != "h2")
+    monkeypatch.setattr("lamina_pool._settings.has_h2", lambda: False)
     ConnectionPool().close()
     with pytest.raises(UnsupportedProtocol, match=r"pip install 'lamina-pool\[http2\]'"):
         ConnectionPool(http2=True)

@@ -14,7 +14,7 @@ import pytest
 import trustme
 
 from lamina_pool import _ssl
-from lamina_pool._ssl import default_ssl_context, negotiated_http2, shared_ssl_context
+from lamina_pool._ssl import default_ssl_context, shared_ssl_context
 
 
 @pytest.fixture(autouse=True)
@@ -245,28 +245,3 @@ def test_what_is_offered_and_what_comes_of_it(
         context.set_alpn_protocols(server)
     client = handshake(shared_ssl_context(offer), context)
     assert client.selected_alpn_protocol() == chosen
-    assert negotiated_http2(client, offered="h2" in offer) is (chosen == "h2")
-
-
-class Chosen:
-    def __init__(self, protocol: str | None) -> None:
-        self.protocol = protocol
-
-    def selected_alpn_protocol(self) -> str | None:
-        return self.protocol
-
-
-@pytest.mark.parametrize(
-    ("ssl_object", "offered", "http2"),
-    [
-        (Chosen("h2"), True, True),
-        (Chosen("h2"), False, False),
-        (Chosen("http/1.1"), True, False),
-        (Chosen("h3"), True, False),
-        (Chosen(""), True, False),
-        (Chosen(None), True, False),
-        (None, True, False),
-    ],
-)
-def test_http2_is_never_a_guess(ssl_object: object, offered: bool, http2: bool) -> None:
-    assert negotiated_http2(ssl_object, offered=offered) is http2

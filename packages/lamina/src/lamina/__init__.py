@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from lamina_interfaces import AsyncInterruptibleWriter as AsyncInterruptibleWriter
     from lamina_interfaces import AsyncNetworkBackend as AsyncNetworkBackend
     from lamina_interfaces import AsyncNetworkStream as AsyncNetworkStream
+    from lamina_interfaces import AsyncPromptWriter as AsyncPromptWriter
     from lamina_interfaces import AsyncResolver as AsyncResolver
     from lamina_interfaces import BackendNotFound as BackendNotFound
     from lamina_interfaces import ConcurrencyError as ConcurrencyError
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from lamina_interfaces import PoolClosed as PoolClosed
     from lamina_interfaces import PoolTimeout as PoolTimeout
     from lamina_interfaces import PromptCloser as PromptCloser
+    from lamina_interfaces import PromptWriter as PromptWriter
     from lamina_interfaces import ProtocolError as ProtocolError
     from lamina_interfaces import ProxyError as ProxyError
     from lamina_interfaces import ReadError as ReadError
@@ -105,6 +107,7 @@ __all__ = [
     "AsyncMockStream",
     "AsyncNetworkBackend",
     "AsyncNetworkStream",
+    "AsyncPromptWriter",
     "AsyncResolver",
     "AsyncioBackend",
     "AsyncioStream",
@@ -136,6 +139,7 @@ __all__ = [
     "PoolTimeout",
     "PooledConnection",
     "PromptCloser",
+    "PromptWriter",
     "ProtocolError",
     "Proxy",
     "ProxyError",
@@ -282,16 +286,10 @@ if not TYPE_CHECKING:
         return value
 
     def _installed_names() -> list[str]:
-        missing = {extra for extra, modules in _BRINGS.items() if not all(map(_is_installed, modules))}
+        from ._installed import is_installed
+
+        missing = {extra for extra, modules in _BRINGS.items() if not all(map(is_installed, modules))}
         return sorted(name for name in _NAMES if _EXTRAS.get(name) not in missing)
-
-    def _is_installed(module: str) -> bool:
-        from importlib.util import find_spec
-
-        try:
-            return find_spec(module) is not None
-        except (ImportError, ValueError):  # a finder that refuses it, or `None` in `sys.modules`
-            return False
 
     def __dir__() -> list[str]:
         # Without what is not installed: whoever walks over a module's names wants to read each of them.

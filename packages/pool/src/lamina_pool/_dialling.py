@@ -7,6 +7,7 @@ wait of a backend looks at it, in a task it is a cancel scope besides, and a str
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lamina_interfaces import (
@@ -20,7 +21,7 @@ from lamina_interfaces import (
 )
 
 from ._connection import HTTP11Connection
-from ._ssl import negotiated_http2, shared_ssl_context
+from ._ssl import shared_ssl_context
 from ._trace import Tracer
 from ._urls import server_name
 
@@ -246,11 +247,10 @@ class Dialler:
 
     def _connection(self, dial: _Dial) -> Connection:
         stream: Stream = dial.stream  # type: ignore[assignment] # connected
-        protocol = dial.protocols[-1]
-        if len(dial.protocols) > 1:
-            ssl_object = stream.get_extra_info("ssl_object")
-            protocol = "h2" if negotiated_http2(ssl_object, offered=True) else "http/1.1"
-        if protocol == "http/1.1":
+        protocol = _chosen(stream)
+        if protocol is None and "http/1.1" not in dial.protocols:
+            protocol = "h2"  # by prior knowledge
+        if protocol != "h2":
             return HTTP11Connection(stream, self._runtime)
         from ._http2_connection import HTTP2Connection  # lazily: h2 takes 60 ms, and is an extra
 
@@ -315,6 +315,7 @@ class Dialler:
     async def _start_tls(
         self, dial: _Dial, context: ssl.SSLContext, request: Request, limit: Limit, trace: Tracer | None
     ) -> None:
+        options = self._options
         stream: Stream = dial.stream  # type: ignore[assignment] # connected
         hostname = request.extensions.get("sni_hostname") or server_name(request.url.host)
         limit.phase = dial.phase = "tls"
@@ -322,15 +323,32 @@ class Dialler:
         info = {"ssl_context": context, "server_hostname": hostname, "timeout": limit.remaining()}
         await dial.advance(trace, "start_tls", info, stream.start_tls)
         stream = dial.stream  # type: ignore[assignment] # as before, inside of TLS
-        ssl_object = stream.get_extra_info("ssl_object")
-        protocol = None if ssl_object is None else ssl_object.selected_alpn_protocol()
-        # A server that chooses nothing gets HTTP/1.1, unless the pool was told that it speaks nothing but HTTP/2.
-        if protocol is not None and protocol.replace("http/1.0", "http/1.1") not in dial.protocols:
+        protocol = _chosen(stream)
+        # A server that chooses nothing gets HTTP/1.1, unless the pool was told that it speaks nothing but HTTP/2. What
+        # the two sides have agreed on is spoken, also where it was not the pool that has offered it.
+        agreed = protocol in (None, *dial.protocols) or (protocol == "h2" and not options.http2 and has_h2())
+        if not agreed:
             raise ConnectError(
                 f"the server chose the protocol {protocol!r}, which the ssl_context offers and this pool does not "
                 "speak here",
                 phase="tls",
             )
+
+
+def _chosen(stream: Stream) -> str | None:
+    """Which protocol the server has chosen (ALPN): `"h2"`, `"http/1.1"` or another one; `None` for none."""
+    ssl_object = stream.get_extra_info("ssl_object")
+    protocol: str | None = None if ssl_object is None else ssl_object.selected_alpn_protocol()
+    return "http/1.1" if protocol == "http/1.0" else protocol
+
+
+def has_h2() -> bool:
+    """Whether h2 can be imported; it is not, since it may not be needed."""
+    if "h2" in sys.modules:
+        return True
+    from importlib.util import find_spec
+
+    return find_spec("h2") is not None
 
 
 def _backoff(retries: int) -> Iterator[float | None]:

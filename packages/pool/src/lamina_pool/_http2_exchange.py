@@ -11,7 +11,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lamina_interfaces import ArgumentTypeError, Limit, ReadError, RemoteProtocolError, TimeoutException
+from lamina_interfaces import (
+    ArgumentTypeError,
+    Limit,
+    LocalProtocolError,
+    ReadError,
+    RemoteProtocolError,
+    TimeoutException,
+)
 
 from ._connection import EXPECT_CONTINUE_SECONDS, smaller
 from ._io import END, StaleConnectionError
@@ -82,6 +89,10 @@ class HTTP2Exchange:
         self, request: Request, framing: RequestFraming, body: BodySource, timeouts: Timeouts
     ) -> ResponseHead:
         """Send a request and receive the head of its answer. See `HTTP11Connection.send_request`."""
+        if framing.is_upgrade or framing.is_connect:
+            raise LocalProtocolError(
+                "the server speaks HTTP/2, which knows neither upgrades nor a CONNECT that takes the whole connection"
+            )
         trace = Tracer.of(request, self.trace_name)
         first: Any = b""
         if trace is None and framing.body != "none" and not framing.expects_continue:
@@ -112,7 +123,13 @@ class HTTP2Exchange:
         return head
 
     async def _open(
-        self, framing: RequestFraming, first: Any, timeouts: Timeouts, *, trace: Tracer | None, request: Request
+        self,
+        framing: RequestFraming,
+        first: Any,
+        timeouts: Timeouts,
+        *,
+        trace: Tracer | None,
+        request: Request,
     ) -> None:
         """Get a stream, and hand over the head and what there is of the body."""
         connection = self._connection

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 from lamina_interfaces import ArgumentTypeError, ArgumentValueError, UnsupportedProtocol, check_seconds
 
-from ._dialling import DialOptions
+from ._dialling import DialOptions, has_h2
 from ._scheduler import Limits
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ def read_settings(
         raise UnsupportedProtocol("proxies are not supported by this version of lamina-pool")
     if not (http1 or http2):
         raise ArgumentValueError("either http1 or http2 must be true: a pool must speak something")
-    if http2 and not _is_installed("h2"):
+    if http2 and not has_h2():
         raise UnsupportedProtocol("HTTP/2 needs the package h2: pip install 'lamina-pool[http2]'")
     if uds is not None and local_address is not None:
         raise ArgumentValueError("uds and local_address exclude each other: a unix socket has no IP address")
@@ -76,15 +75,6 @@ def read_settings(
         socket_options=None if socket_options is None else _options(socket_options),
     )
     return limits, options
-
-
-def _is_installed(module: str) -> bool:
-    """Whether it can be imported; it is not, since it may not be needed."""
-    if module in sys.modules:
-        return True
-    from importlib.util import find_spec
-
-    return find_spec(module) is not None
 
 
 def _options(options: Iterable[SocketOption]) -> tuple[SocketOption, ...]:

@@ -15,7 +15,7 @@ ALPN and a caller's context. Which protocols a context offers is part of the con
 and a context that a caller passes in is never changed: it may serve other pools, and other threads, at the
 same time. So such a context offers what its owner has set. For HTTP/2, call
 `context.set_alpn_protocols(["h2", "http/1.1"])` on it; without that the peer cannot choose HTTP/2, and
-HTTP/1.1 is spoken. The peer's choice counts only if it is one that the pool wants (`negotiated_http2`).
+HTTP/1.1 is spoken. What the two sides have agreed on is what is spoken (`_dialling.py`).
 
 `ssl` and `certifi` are imported when a context is built.
 """
@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import _thread
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import ssl
@@ -72,21 +72,6 @@ def shared_ssl_context(alpn: tuple[str, ...]) -> ssl.SSLContext:
                     context.set_alpn_protocols(list(alpn))
                 _shared[alpn] = context
     return context
-
-
-def negotiated_http2(ssl_object: Any, *, offered: bool) -> bool:
-    """Whether a TLS connection is to speak HTTP/2 (RFC 9113, section 3.2).
-
-    Only if the peer has chosen `h2` and we wanted it: a peer that chose nothing, or something else, gets
-    HTTP/1.1.
-
-    Args:
-        ssl_object: of the connection, or `None` where there is no TLS.
-        offered: whether the pool wants HTTP/2 at all.
-    """
-    if ssl_object is None or not offered:
-        return False
-    return bool(ssl_object.selected_alpn_protocol() == "h2")
 
 
 def _forget_lock() -> None:
