@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ._errors import Phase
+    from ._runtimes import Event, Runtime
 
 NEVER = float("inf")
 """As a number of seconds: no limit; as a time: never."""
@@ -344,6 +345,27 @@ class Limit:
         if self._ambient is None:
             return seconds
         return GLANCE_SECONDS if seconds is None else min(seconds, GLANCE_SECONDS)
+
+    async def wait_for(self, event: Event, runtime: Runtime) -> bool:
+        """Wait for an event, not longer than `glance` says.
+
+        A clock whose time does not pass by itself, as one for tests may be, waits in a way of its own: if the ambient
+        deadline's clock has a method `wait`, that is awaited instead. Its arguments are the event, a time at which it
+        may return in any case (`inf`), this limit, the runtime, and a function that says what is waited for. It may
+        set the event to end the wait.
+
+        Args:
+            event: one of the runtime's.
+            runtime: that the caller runs in.
+
+        Returns:
+            Whether it came about. If not, look whether the limit has `expired`, and wait again.
+        """
+        wait = getattr(self._clock, "wait", None)
+        if wait is None:
+            return await event.wait(self.glance())
+        await wait(event, NEVER, self, runtime, lambda: f"nothing ends this wait, of phase {self.phase}")
+        return event.is_set() and not self.expired()  # such a clock may set it at the end
 
     def expired(self) -> bool:
         """Whether nothing remains."""

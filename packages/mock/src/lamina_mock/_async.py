@@ -13,7 +13,7 @@ from lamina_interfaces import (
     current_runtime,
 )
 
-from ._script import Script, checked_chunks, count_chunks
+from ._chunks import Chunks, checked_chunks, count_chunks
 
 if TYPE_CHECKING:
     import ssl
@@ -39,27 +39,27 @@ class AsyncMockStream(AsyncNetworkStream, PromptCloser):
     """
 
     def __init__(self, buffer: list[bytes], http2: bool = False) -> None:
-        self._script = Script(buffer, http2)
+        self._rest = Chunks(buffer, http2)
 
     async def read(self, max_bytes: int | None = None, timeout: float | None = None) -> bytes:
         """Return the next item, or as much of it as fits. See `AsyncNetworkStream.read`."""
-        return self._script.read(max_bytes, _limit(timeout, "read"))
+        return self._rest.read(max_bytes, _limit(timeout, "read"))
 
     async def write(self, buffer: BytesLike, timeout: float | None = None) -> None:
         """Take the bytes, and forget them. See `AsyncNetworkStream.write`."""
-        self._script.write(buffer, _limit(timeout, "write"))
+        self._rest.write(buffer, _limit(timeout, "write"))
 
     async def aclose(self) -> None:
         """Close the stream. See `AsyncNetworkStream.aclose`."""
-        self._script.close()
+        self._rest.close()
 
     def close_now(self) -> None:
         """Close the stream. See `PromptCloser.close_now`."""
-        self._script.close()
+        self._rest.close()
 
     def abort(self) -> None:
         """Close the stream. See `AsyncNetworkStream.abort`."""
-        self._script.close()
+        self._rest.close()
 
     async def start_tls(
         self,
@@ -68,15 +68,15 @@ class AsyncMockStream(AsyncNetworkStream, PromptCloser):
         timeout: float | None = None,
     ) -> AsyncMockStream:
         """Do nothing but check the limit. See `AsyncNetworkStream.start_tls`."""
-        self._script.start_tls(_limit(timeout, "tls"))
+        self._rest.start_tls(_limit(timeout, "tls"))
         return self
 
     def get_extra_info(self, info: str) -> Any:
         """Tell what this stream knows: see the class. See `AsyncNetworkStream.get_extra_info`."""
-        return self._script.get_extra_info(info)
+        return self._rest.get_extra_info(info)
 
     def __repr__(self) -> str:
-        return f"<AsyncMockStream [{self._script.describe()}]>"
+        return f"<AsyncMockStream [{self._rest.describe()}]>"
 
 
 class AsyncMockBackend(AsyncNetworkBackend):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lamina_interfaces import Limit, NetworkBackend, NetworkStream, check_seconds
 
-from ._script import Script, checked_chunks, count_chunks
+from ._chunks import Chunks, checked_chunks, count_chunks
 
 if TYPE_CHECKING:
     import ssl
@@ -37,33 +37,33 @@ class MockStream(NetworkStream):
     """
 
     def __init__(self, buffer: list[bytes], http2: bool = False) -> None:
-        self._script = Script(buffer, http2)
+        self._rest = Chunks(buffer, http2)
 
     def read(self, max_bytes: int | None = None, timeout: float | None = None) -> bytes:
         """Return the next item, or as much of it as fits. See `NetworkStream.read`."""
-        return self._script.read(max_bytes, Limit(timeout, monotonic, "read"))
+        return self._rest.read(max_bytes, Limit(timeout, monotonic, "read"))
 
     def write(self, buffer: BytesLike, timeout: float | None = None) -> None:
         """Take the bytes, and forget them. See `NetworkStream.write`."""
-        self._script.write(buffer, Limit(timeout, monotonic, "write"))
+        self._rest.write(buffer, Limit(timeout, monotonic, "write"))
 
     def close(self) -> None:
         """Close the stream. See `NetworkStream.close`."""
-        self._script.close()
+        self._rest.close()
 
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> MockStream:
         """Do nothing but check the limit. See `NetworkStream.start_tls`."""
-        self._script.start_tls(Limit(timeout, monotonic, "tls"))
+        self._rest.start_tls(Limit(timeout, monotonic, "tls"))
         return self
 
     def get_extra_info(self, info: str) -> Any:
         """Tell what this stream knows: see the class. See `NetworkStream.get_extra_info`."""
-        return self._script.get_extra_info(info)
+        return self._rest.get_extra_info(info)
 
     def __repr__(self) -> str:
-        return f"<MockStream [{self._script.describe()}]>"
+        return f"<MockStream [{self._rest.describe()}]>"
 
 
 class MockBackend(NetworkBackend):

@@ -18,6 +18,7 @@ from lamina_interfaces import (
     Limit,
     PoolClosed,
     UnsupportedProtocol,
+    chain_clock,
 )
 
 from ._connection import HTTP11Connection
@@ -278,7 +279,8 @@ class Dialler:
     ) -> None:
         """One attempt: all of it, TLS included, within `timeout` seconds."""
         limit = Limit(timeout, self._now, "connect")
-        started_at = self._now()
+        clock = chain_clock(self._now)
+        started_at = clock()
         dial.stream = None
         try:
             await self._connect_transport(dial, request.url.origin, limit, trace)
@@ -288,7 +290,7 @@ class Dialler:
             dial.abort()
             if isinstance(error, ConnectTimeout) and timeout is not None:
                 # The backend knows of one step, and what was left for it.
-                error.elapsed, error.limit = self._now() - started_at, float(timeout)
+                error.elapsed, error.limit = clock() - started_at, float(timeout)
             raise
 
     async def _connect_transport(

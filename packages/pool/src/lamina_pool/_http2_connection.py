@@ -280,7 +280,7 @@ class HTTP2Connection:
     async def _sleep(self, exchange: HTTP2Exchange, limit: Limit) -> None:
         event = self._asleep[exchange]
         try:
-            if not await event.wait(limit.glance()) and limit.expired():
+            if not await limit.wait_for(event, self.runtime) and limit.expired():
                 raise limit.error()
         except BaseException:
             limit.interrupted()

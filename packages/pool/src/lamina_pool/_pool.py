@@ -464,7 +464,7 @@ class Pool:
                     limit = pool_limit
                 else:
                     limit, limit.phase = connect_limit, lone.phase  # its dial has a time limit of its own
-                if not await waiter.payload.wait(limit.glance()) and limit.expired():
+                if not await limit.wait_for(waiter.payload, self._runtime) and limit.expired():
                     raise self._pool_timeout(limit) if limit is pool_limit else limit.error()
                 # First a new alarm, then a look: what is left undone in between is seen by the one or the other.
                 if waiter.payload.is_set():

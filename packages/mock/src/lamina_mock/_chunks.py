@@ -45,7 +45,7 @@ class ScriptedTLS:
         return self._protocol
 
 
-class Script:
+class Chunks:
     """The rest of what the peer will say, and whether we have closed the connection."""
 
     __slots__ = ("_chunks", "_closed", "_tls", "http2")
