@@ -66,6 +66,7 @@ PACKAGES = [
     "lamina_interfaces.tls",
     "lamina_interfaces.translation",
     "lamina_mock",
+    "lamina_mock.conformance",
     "lamina_pool",
     "lamina_sync_backend",
     "lamina_timeouts",

@@ -289,7 +289,8 @@ def test_a_limit_that_has_passed_begins_nothing(
     with pytest.raises(DeadlineExceeded):
         call(inner, 3.0)
     close_deadline(ambient)
-    assert inner.calls == []
+    # A handshake that does not come about leaves no stream behind.
+    assert set(inner.calls) == ({("close",)} if phase == "tls" else set())
 
 
 @every_call
@@ -308,7 +309,8 @@ def test_a_time_out_that_is_no_number_of_seconds_begins_nothing(
     inner = SlowStream(clock)
     with pytest.raises(refusal):
         call(inner, timeout)
-    assert inner.calls == []
+    # A handshake that does not come about leaves no stream behind.
+    assert set(inner.calls) == ({("close",)} if phase == "tls" else set())
 
 
 def test_what_the_backend_knew_is_not_lost_with_the_translation(clock: VirtualClock) -> None:

@@ -302,7 +302,8 @@ async def test_a_limit_that_has_passed_begins_nothing(
         await call(inner, 0)
     with pytest.raises(DeadlineExceeded), Deadlined(0):
         await call(inner, 3.0)
-    assert inner.calls == []
+    # A handshake that does not come about leaves no stream behind.
+    assert set(inner.calls) == ({("close",)} if phase == "tls" else set())
 
 
 @every_call
@@ -316,7 +317,8 @@ async def test_a_time_out_that_is_no_number_of_seconds_begins_nothing(
     inner = SlowStream()
     with pytest.raises(refusal):
         await call(inner, timeout)
-    assert inner.calls == []
+    # A handshake that does not come about leaves no stream behind.
+    assert set(inner.calls) == ({("close",)} if phase == "tls" else set())
 
 
 ATTEMPTS = (ConnectAttempt("192.0.2.1:80", None, 2.0),)

@@ -9,6 +9,7 @@ from lamina_pool._scheduler import (
     Action,
     Close,
     CloseReason,
+    GiveUp,
     Limits,
     Scheduler,
     Slot,
@@ -30,18 +31,29 @@ class Pool:
         self.now = 0.0
         self.woken: list[Waiter] = []
         self.closes: list[tuple[Slot, CloseReason]] = []
+        self.given_up: list[Slot] = []
 
     def carry_out(self, actions: Iterable[Action]) -> None:
         for action in actions:
             if isinstance(action, Wake):
                 self.woken.append(action.waiter)
+            elif isinstance(action, GiveUp):
+                self.given_up.append(action.slot)
             else:
                 self.closes.append((action.slot, action.reason))
 
-    def ask(self, key: Hashable = "a") -> Waiter:
+    def ask(self, key: Hashable = "a", expected: int = 1) -> Waiter:
         waiter = Waiter(key)
-        self.carry_out(self.scheduler.acquire(waiter, self.now))
+        self.carry_out(self.scheduler.acquire(waiter, self.now, expected))
         return waiter
+
+    def ask_often(self, number: int, key: Hashable = "a", expected: int = 100) -> list[Waiter]:
+        return [self.ask(key, expected) for _ in range(number)]
+
+    def detach(self, waiter: Waiter) -> Waiter:
+        dial_waiter = Waiter(waiter.key)
+        self.carry_out(self.scheduler.detach(waiter, dial_waiter, self.now))
+        return dial_waiter
 
     def opened(self, waiter: Waiter, capacity: int = 1) -> Waiter:
         self.carry_out(self.scheduler.opened(waiter, object(), self.now, capacity))
@@ -57,6 +69,12 @@ class Pool:
 
     def replace(self, waiter: Waiter, *, fresh: bool = False) -> None:
         self.carry_out(self.scheduler.replace(waiter, self.now, fresh=fresh))
+
+    def renew(self, waiter: Waiter) -> None:
+        self.carry_out(self.scheduler.renew(waiter, self.now))
+
+    def retire(self, slot: Slot) -> None:
+        self.carry_out(self.scheduler.retire(slot, self.now))
 
     def resize(self, slot: Slot, capacity: int) -> None:
         self.carry_out(self.scheduler.capacity_changed(slot, capacity, self.now))
@@ -657,6 +675,418 @@ def test_a_broken_connection_takes_no_more_and_is_closed_after_its_last_request(
     assert pool.closes == [(slot, CloseReason.BROKEN)]
 
 
+# --- connections to come -----------------------------------------------------------------------------------------
+
+
+def test_a_thousand_requests_to_one_origin_open_as_many_connections_as_they_fill() -> None:
+    pool = Pool(max_connections=100)
+    waiters = pool.ask_often(1000)
+    diallers = [waiter for waiter in waiters if waiter.state is DIALLING]
+    assert (len(diallers), diallers) == (10, waiters[::100])
+    for waiter in diallers:
+        pool.opened(waiter, capacity=100)
+    assert set(states(waiters)) == {GRANTED}
+    assert (pool.counts, pool.scheduler.requests) == ((10, 0, 10, 0, 0), 1000)
+
+
+def test_where_a_connection_carries_one_request_only_all_is_as_if_nothing_had_been_expected() -> None:
+    def served(expected: int) -> list[int]:
+        pool = Pool(max_connections=8, max_connections_per_origin=5)
+        waiters = pool.ask_often(30, expected=expected)
+        order: list[int] = []
+        while len(order) < len(waiters):
+            for waiter in waiters:
+                if waiter.state is DIALLING:
+                    pool.opened(waiter)
+            assert pool.scheduler.total == 5
+            for i, waiter in enumerate(waiters):
+                if waiter.state is GRANTED:
+                    order.append(i)
+                    pool.give_back(waiter)
+                    break
+        return order
+
+    assert served(100) == served(1) == list(range(30))
+
+
+def test_requests_beyond_the_capacity_lead_to_more_connections() -> None:
+    pool = Pool(max_connections=10)
+    waiters = pool.ask_often(20)
+    pool.opened(waiters[0], capacity=2)
+    assert states(waiters) == [GRANTED] * 2 + [DIALLING] * 9 + [PARKED] * 9
+    for waiter in waiters[2:11]:
+        pool.opened(waiter, capacity=2)
+    assert set(states(waiters)) == {GRANTED}
+
+
+def test_after_a_dial_that_failed_each_dials_for_himself() -> None:
+    pool = Pool(max_connections=4)
+    first, *others = pool.ask_often(6)
+    pool.give_back(first, reusable=False)
+    assert states(others) == [DIALLING] * 4 + [PARKED]
+    assert pool.take_woken() == others[:4]
+
+
+def test_after_a_dial_that_was_given_up_one_dials_for_all() -> None:
+    pool = Pool(max_connections=4)
+    first, *others = pool.ask_often(6)
+    pool.give_back(first)
+    assert states(others) == [DIALLING] + [PARKED] * 4
+
+
+def test_what_is_known_of_an_origin_counts_more_than_what_is_expected_until_it_is_forgotten() -> None:
+    pool = Pool()
+    holder = pool.connect(capacity=1)
+    waiters = pool.ask_often(3)
+    assert set(states(waiters)) == {DIALLING}
+    for waiter in (holder, *waiters):
+        pool.give_back(waiter, reusable=False)
+    assert states(pool.ask_often(3)) == [DIALLING, PARKED, PARKED]
+
+
+def test_who_waits_for_a_dial_holds_up_nobody_else() -> None:
+    pool = Pool(max_connections=2)
+    pool.ask_often(5, "a")
+    assert pool.ask("b").state is DIALLING
+    queued = pool.ask("c")
+    (beyond,) = pool.ask_often(96, "a")[-1:]
+    assert pool.scheduler.waiting == 4 + 1 + 96
+    other = next(slot for slot in pool.scheduler.slots() if slot.key == "b")
+    pool.carry_out(pool.scheduler.release(next(iter(holders(pool, other))), 0, reusable=False))
+    assert (queued.state, beyond.state) == (DIALLING, PARKED)
+
+
+def holders(pool: Pool, slot: Slot) -> list[Waiter]:
+    return [waiter for waiter in pool.scheduler._waiters if waiter.slot is slot]
+
+
+def test_the_one_who_dials_for_many_in_the_common_queue_stands_there_for_all() -> None:
+    pool = Pool(max_connections=1)
+    holder = pool.connect("b")
+    hundred = pool.ask_often(100, "a")
+    last = pool.ask("b")
+    pool.give_back(holder, reusable=False)
+    assert pool.take_woken() == [hundred[0]]
+    pool.opened(hundred[0], capacity=100)
+    assert set(states(hundred)) == {GRANTED}
+    for waiter in hundred:
+        pool.give_back(waiter)
+    assert last.state is PARKED
+    pool.closed(pool.take_closes()[0][0])
+    assert last.state is DIALLING
+
+
+def test_those_who_wait_for_a_connection_that_came_after_all_leave_the_common_queue() -> None:
+    pool = Pool(max_connections=2)
+    mine, other = pool.connect("a"), pool.connect("b")
+    waiters = [pool.ask("a") for _ in range(4)]
+    last = pool.ask("c")
+    pool.resize(slot_of(mine), 2)
+    assert states(waiters) == [GRANTED, PARKED, PARKED, PARKED]
+    pool.give_back(other, reusable=False)
+    assert pool.take_woken() == [waiters[0], waiters[1]]
+    pool.give_back(waiters[1], reusable=False)  # whose dial failed
+    assert pool.take_woken() == [waiters[2]]
+    pool.opened(waiters[2], capacity=100)
+    assert states(waiters) == [GRANTED, DONE, GRANTED, GRANTED]
+    pool.give_back(mine)
+    pool.give_back(waiters[0])
+    assert [reason for _, reason in pool.closes] == [CloseReason.EVICTED]
+    pool.closed(pool.closes[0][0])
+    assert last.state is DIALLING
+
+
+def test_those_in_the_common_queue_whom_connections_to_come_will_serve_do_not_dial() -> None:
+    pool = Pool(max_connections=4)
+    mine, *others = [pool.connect(key) for key in "abbb"]
+    waiters = [pool.ask("a") for _ in range(5)]
+    last = pool.ask("c")
+    pool.resize(slot_of(mine), 2)
+    for other in others:
+        pool.give_back(other, reusable=False)
+    assert states([*waiters, last]) == [GRANTED, DIALLING, DIALLING, PARKED, PARKED, DIALLING]
+    pool.give_back(
+        waiters[1]
+    )  # its dial was given up: the next place is for the oldest of those who wait for it
+    assert (pool.take_woken()[-1], states(waiters[3:])) == (waiters[3], [DIALLING, PARKED])
+
+
+def test_a_dead_connection_with_many_requests_is_replaced_by_one() -> None:
+    pool = Pool(max_connections=10)
+    first = pool.ask(expected=100)
+    pool.opened(first, capacity=100)
+    waiters = [first, *pool.ask_often(99)]
+    for waiter in waiters:
+        pool.replace(waiter, fresh=True)
+    assert states(waiters) == [DIALLING] + [PARKED] * 99
+    pool.opened(first, capacity=100)
+    assert set(states(waiters)) == {GRANTED}
+
+
+# --- a connection that may carry nothing for the moment ------------------------------------------------------------
+
+
+def test_a_server_that_allows_nothing_for_the_moment_is_waited_for() -> None:
+    pool = Pool(max_connections=10)
+    first = pool.ask(expected=100)
+    dial_waiter = pool.detach(first)
+    pool.opened(dial_waiter, capacity=0)
+    pool.give_back(dial_waiter)
+    later = pool.ask()
+    assert (states([first, later]), pool.scheduler.total, pool.closes) == ([PARKED, PARKED], 1, [])
+    pool.resize(pool.scheduler.slots()[0], 1)
+    assert states([first, later]) == [GRANTED, DIALLING]
+
+
+@pytest.mark.parametrize("how", ["evicted", "expired", "retired", "retired while in use"])
+def test_if_it_goes_those_who_waited_for_it_dial(how: str) -> None:
+    pool = Pool(max_connections=2, idle_seconds=5)
+    holder = pool.ask(expected=100)
+    pool.opened(holder, capacity=3)
+    slot = slot_of(holder)
+    pool.resize(slot, 0)
+    waiting = pool.ask()
+    if how != "retired while in use":
+        pool.give_back(holder)
+    assert (waiting.state, pool.scheduler.total) == (PARKED, 1)
+    if how == "evicted":
+        other = pool.connect("b")
+        pool.ask("c")
+        assert pool.take_closes() == [(slot, CloseReason.EVICTED)]
+        pool.closed(slot)  # whose place goes to the third
+        pool.give_back(other)
+        pool.closed(pool.take_closes()[0][0])
+    elif how == "expired":
+        pool.now = 5
+        pool.expire()
+    else:
+        pool.retire(slot)
+    assert waiting.state is DIALLING
+
+
+def test_a_thousand_changes_of_a_limit_leave_the_counts_exact() -> None:
+    pool = Pool(max_connections=1)
+    holder = pool.ask(expected=100)
+    pool.opened(holder, capacity=100)
+    slot = slot_of(holder)
+    waiters = [holder, *pool.ask_often(250)]
+    for i in range(1000):
+        pool.resize(slot, (0, 100, 1, 7)[i % 4])
+        for waiter in waiters:
+            if waiter.state is GRANTED and i % 3 == 0:
+                pool.give_back(waiter)
+                waiters[waiters.index(waiter)] = pool.ask()
+                break
+        assert slot.in_use == pool.scheduler.requests == states(waiters).count(GRANTED) <= 100
+    for waiter in waiters:
+        pool.give_back(waiter)
+    pool.resize(slot, 4)
+    assert states([pool.ask() for _ in range(5)]) == [GRANTED] * 4 + [PARKED]
+
+
+# --- detached dials --------------------------------------------------------------------------------------------------
+
+
+def test_a_detached_dial_outlives_the_request_that_began_it() -> None:
+    pool = Pool()
+    first, second = pool.ask_often(2)
+    dial_waiter = pool.detach(first)
+    assert states([first, dial_waiter, second]) == [PARKED, DIALLING, PARKED]
+    pool.give_back(first)
+    assert (second.state, pool.scheduler.total, pool.given_up) == (PARKED, 1, [])
+    pool.opened(dial_waiter, capacity=100)
+    pool.give_back(dial_waiter)
+    assert (second.state, pool.take_woken(), pool.counts) == (GRANTED, [second], (1, 0, 1, 0, 0))
+
+
+def test_a_detached_dial_serves_the_one_who_began_it_first() -> None:
+    pool = Pool(max_connections=1)
+    waiters = pool.ask_often(3)
+    dial_waiter = pool.detach(waiters[0])
+    pool.opened(dial_waiter)
+    assert states(waiters) == [GRANTED, PARKED, PARKED]
+    pool.give_back(dial_waiter)
+    assert (pool.counts, pool.scheduler.requests) == ((1, 0, 1, 0, 2), 1)
+
+
+@pytest.mark.parametrize("limits", [{"idle_seconds": 0}, {"max_age": 0, "age_jitter": 0}, {"max_idle": 0}])
+def test_a_detached_dial_serves_somebody_though_the_connection_may_not_be_kept(
+    limits: dict[str, float],
+) -> None:
+    pool = Pool(**limits)
+    waiter = pool.ask()
+    dial_waiter = pool.detach(waiter)
+    pool.opened(dial_waiter)
+    pool.give_back(dial_waiter)
+    assert (waiter.state, pool.closes) == (GRANTED, [])
+
+
+def test_a_detached_dial_is_given_up_when_nobody_waits_any_more() -> None:
+    pool = Pool()
+    first, second = pool.ask_often(2)
+    dial_waiter = pool.detach(first)
+    slot = slot_of(dial_waiter)
+    pool.give_back(second)
+    assert pool.given_up == []
+    pool.give_back(first)
+    assert pool.given_up == [slot]
+    newcomer = pool.ask(expected=100)
+    assert newcomer.state is DIALLING  # and waits for nothing that will not come
+    pool.give_back(dial_waiter)
+    assert pool.counts == (1, 1, 0, 0, 0)
+    assert pool.ask().state is PARKED
+
+
+def test_a_dial_that_was_given_up_and_succeeds_is_a_connection_like_any() -> None:
+    pool = Pool()
+    first = pool.ask()
+    dial_waiter = pool.detach(first)
+    pool.give_back(first)
+    pool.opened(dial_waiter)
+    pool.give_back(dial_waiter)
+    assert pool.counts == (1, 0, 0, 1, 0)
+    assert pool.ask().state is GRANTED
+
+
+@pytest.mark.parametrize("failed", [True, False])
+def test_when_a_detached_dial_ends_without_a_connection_those_who_wait_dial(failed: bool) -> None:
+    pool = Pool()
+    waiters = pool.ask_often(3)
+    pool.give_back(pool.detach(waiters[0]), reusable=not failed)
+    assert states(waiters) == ([DIALLING] * 3 if failed else [DIALLING, PARKED, PARKED])
+
+
+def test_who_detaches_his_dial_takes_what_became_free_meanwhile() -> None:
+    pool = Pool()
+    holder, waiter = pool.connect(), pool.ask()
+    slot = slot_of(holder)
+    pool.give_back(holder)
+    dial_waiter = pool.detach(waiter)
+    assert (waiter.state, waiter.slot, pool.woken) == (GRANTED, slot, [])
+    pool.opened(dial_waiter)
+    pool.give_back(dial_waiter)
+    assert pool.counts == (2, 0, 1, 1, 0)
+
+
+def test_after_the_pool_was_closed_who_detaches_his_dial_is_refused() -> None:
+    pool = Pool()
+    waiter = pool.ask()
+    pool.close()
+    dial_waiter = pool.detach(waiter)
+    assert states([waiter, dial_waiter]) == [REFUSED, DIALLING]
+    pool.opened(dial_waiter)
+    assert (dial_waiter.state, pool.scheduler.total) == (REFUSED, 0)
+
+
+# --- connections that take no more ---------------------------------------------------------------------------------
+
+
+def test_a_retired_connection_is_closed_when_it_carries_nothing() -> None:
+    pool = Pool()
+    first = pool.connect(capacity=3)
+    second, slot = pool.ask(), slot_of(first)
+    assert second.slot is slot
+    pool.retire(slot)
+    assert pool.ask().slot is not slot
+    pool.give_back(first)
+    assert pool.closes == []
+    pool.give_back(second)
+    assert pool.closes == [(slot, CloseReason.RETIRED)]
+    pool.retire(slot)
+    pool.closed(slot)
+    pool.retire(slot)
+    assert pool.closes == [(slot, CloseReason.RETIRED)]
+
+
+def test_an_idle_connection_that_is_retired_is_closed_at_once() -> None:
+    pool = Pool()
+    waiter = pool.connect()
+    slot = slot_of(waiter)
+    pool.give_back(waiter)
+    pool.retire(slot)
+    assert pool.closes == [(slot, CloseReason.RETIRED)]
+    assert pool.ask().state is DIALLING
+
+
+def test_a_request_that_a_retired_connection_did_not_serve_goes_before_all_others() -> None:
+    pool = Pool(max_connections=2)
+    holder, first = pool.ask(), pool.ask()
+    pool.opened(first, capacity=2)
+    pool.opened(holder)
+    second, third = pool.ask(), pool.ask()
+    assert (second.slot, third.state) == (first.slot, PARKED)
+    pool.retire(slot_of(second))
+    pool.renew(second)
+    assert second.state is PARKED
+    pool.give_back(holder)
+    assert states([second, third]) == [GRANTED, PARKED]
+
+
+def test_a_hundred_requests_that_ask_again_share_one_new_connection() -> None:
+    pool = Pool(max_connections=10)
+    waiters = pool.ask_often(100)
+    pool.opened(waiters[0], capacity=100)
+    slot = slot_of(waiters[0])
+    pool.retire(slot)
+    for waiter in waiters:
+        pool.renew(waiter)
+    assert pool.closes == [(slot, CloseReason.RETIRED)]
+    assert states(waiters) == [DIALLING] + [PARKED] * 99
+
+
+def test_a_request_that_asks_again_gets_another_connection_before_the_same() -> None:
+    pool = Pool()
+    first, second = pool.ask(), pool.ask()
+    pool.opened(first, capacity=2)
+    pool.opened(second, capacity=2)
+    one, two = slot_of(first), slot_of(second)
+    pool.renew(first)
+    assert (first.slot, pool.counts) == (two, (2, 0, 1, 1, 0))
+    pool.retire(one)
+    pool.renew(first)
+    assert first.slot is two
+
+
+def test_a_request_that_asks_again_leaves_its_place_to_others() -> None:
+    pool = Pool(max_connections=2)
+    first = pool.ask(expected=100)
+    pool.opened(first, capacity=2)
+    second, waiting = pool.ask(), pool.ask()
+    assert waiting.state is DIALLING
+    pool.opened(waiting, capacity=2)
+    third = pool.ask()
+    late = pool.ask("b")
+    pool.give_back(second)
+    assert third.slot is waiting.slot
+    pool.renew(third)  # to the connection of the first
+    pool.give_back(waiting)
+    assert third.slot is first.slot
+    assert [reason for _, reason in pool.closes] == [CloseReason.EVICTED]
+    pool.closed(pool.closes[0][0])
+    assert late.state is DIALLING
+
+
+def test_a_request_whose_server_allows_nothing_waits_before_all_others() -> None:
+    pool = Pool(max_connections=5)
+    first = pool.ask(expected=100)
+    pool.opened(first, capacity=100)
+    slot = slot_of(first)
+    pool.resize(slot, 0)
+    later = pool.ask()
+    pool.renew(first)
+    assert (states([first, later]), slot.in_use, pool.closes) == ([PARKED, PARKED], 0, [])
+    pool.resize(slot, 1)
+    assert (pool.take_woken()[0], slot.in_use) == (first, 1)
+
+
+def test_after_the_pool_was_closed_nobody_asks_again() -> None:
+    pool = Pool()
+    waiter = pool.connect()
+    pool.close()
+    pool.renew(waiter)
+    assert (waiter.state, waiter.slot) == (REFUSED, None)
+
+
 # --- closing -----------------------------------------------------------------------------------------------------
 
 
@@ -774,7 +1204,11 @@ def test_a_contradiction_is_not_passed_over() -> None:
         pool.scheduler.acquire(waiter, 0)
     with pytest.raises(AssertionError, match="must be granted for this, not dialling"):
         pool.scheduler.replace(waiter, 0, fresh=False)
-    pool.opened(waiter)
+    dialler = Waiter("a")
+    pool.scheduler.detach(waiter, dialler, 0)
+    with pytest.raises(AssertionError, match="detached only once"):
+        pool.scheduler.detach(dialler, Waiter("a"), 0)
+    pool.opened(dialler)
     with pytest.raises(AssertionError, match="must be dialling for this, not granted"):
         pool.scheduler.opened(waiter, object(), 0)
 

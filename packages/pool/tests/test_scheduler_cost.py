@@ -3,8 +3,9 @@
 Counted are the lines that the module executes, and the entries that are met where it walks through a collection.
 """
 
+import math
 import sys
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from lamina_pool import _scheduler
-from lamina_pool._scheduler import Limits, Scheduler, SlotState, Waiter, WaiterState
+from lamina_pool._scheduler import Action, Limits, Scheduler, SlotState, Waiter, WaiterState, Wake
 
 SIZES = (10, 100, 1_000, 10_000)
 Event = Callable[[], object]
@@ -30,6 +31,9 @@ class CountedDict(OrderedDict[Any, Any]):
 def steps_of(scheduler: Scheduler, event: Event) -> int:
     for name in ("_slots", "_waiters", "_origins", "_idle", "_queue", "_promised"):
         setattr(scheduler, name, CountedDict(getattr(scheduler, name)))
+    for origin in scheduler._origins.values():
+        for name in ("spare", "stalled", "detached", "ahead", "returned", "eligible", "blocked"):
+            setattr(origin, name, CountedDict(getattr(origin, name)))
     lines = 0
 
     def trace(frame: FrameType, what: str, _: Any) -> Any:
@@ -54,10 +58,16 @@ def pool(**limits: float) -> Scheduler:
     return Scheduler(Limits(**limits))
 
 
-def ask(scheduler: Scheduler, key: object = "a", now: float = 0) -> Waiter:
+def ask(scheduler: Scheduler, key: object = "a", now: float = 0, expected: int = 1) -> Waiter:
     waiter = Waiter(key)
-    scheduler.acquire(waiter, now)
+    scheduler.acquire(waiter, now, expected)
     return waiter
+
+
+def detach(scheduler: Scheduler, waiter: Waiter) -> Waiter:
+    dial_waiter = Waiter(waiter.key)
+    scheduler.detach(waiter, dial_waiter, 0)
+    return dial_waiter
 
 
 def connect(scheduler: Scheduler, key: object = "a", capacity: int = 1) -> Waiter:
@@ -254,12 +264,91 @@ def expire_none_of_many(n: int) -> tuple[Scheduler, Event]:
     return s, lambda: s.expire(9)
 
 
+def acquire_with_many_waiting_for_a_dial(n: int) -> tuple[Scheduler, Event]:
+    s = pool()
+    for _ in range(n):
+        ask(s, expected=n + 1)
+    return s, lambda: ask(s)
+
+
+def acquire_with_many_dials_and_many_waiting_for_them(n: int) -> tuple[Scheduler, Event]:
+    s = pool(max_connections=n)
+    for _ in range(3 * n):
+        ask(s, expected=2)
+    return s, lambda: ask(s)
+
+
+def detach_beside_many(n: int) -> tuple[Scheduler, Event]:
+    s = pool()
+    waiters = [ask(s, expected=2) for _ in range(2 * n)]
+    for waiter in waiters[2::2]:
+        detach(s, waiter)
+    return s, lambda: detach(s, waiters[0])
+
+
+def detached_dial_opened_with_many_waiting(n: int) -> tuple[Scheduler, Event]:
+    s = pool(max_connections=2)
+    waiters = [ask(s, expected=3) for _ in range(n)]
+    dial_waiter = detach(s, waiters[0])
+    return s, lambda: s.opened(dial_waiter, object(), 0, 3)
+
+
+def last_of_many_leaves_a_detached_dial(n: int) -> tuple[Scheduler, Event]:
+    s = pool()
+    waiters = [ask(s, expected=n) for _ in range(n)]
+    detach(s, waiters[0])
+    for waiter in waiters[1:]:
+        s.release(waiter, 0, reusable=True)
+    return s, lambda: s.release(waiters[0], 0, reusable=True)
+
+
+def given_up_dial_with_many_waiting(n: int) -> tuple[Scheduler, Event]:
+    s = pool(max_connections=1)
+    dialler, *_ = [ask(s, expected=2) for _ in range(n)]
+    return s, lambda: s.release(dialler, 0, reusable=True)
+
+
+def one_more_place_where_many_had_asked_for_one_each(n: int) -> tuple[Scheduler, Event]:
+    s = pool(max_connections=n)
+    slot = connect(s).slot
+    assert slot is not None
+    for _ in range(2 * n):
+        ask(s)
+    return s, lambda: s.capacity_changed(slot, 2, 0)
+
+
+def retire_one_of_many(n: int) -> tuple[Scheduler, Event]:
+    s = pool(max_connections=n)
+    slot = connected(s, n, lambda _: "a")[n // 2].slot
+    assert slot is not None
+    for _ in range(n):
+        ask(s)
+    return s, lambda: s.retire(slot, 0)
+
+
+def renew_with_many_waiting(n: int) -> tuple[Scheduler, Event]:
+    s = pool(max_connections=1)
+    holder = connect(s, capacity=n)
+    for _ in range(2 * n):
+        ask(s)
+    assert holder.slot is not None
+    s.capacity_changed(holder.slot, 1, 0)
+    return s, lambda: s.renew(holder, 0)
+
+
+def renew_beside_many_with_room(n: int) -> tuple[Scheduler, Event]:
+    s = pool()
+    holder = connect(s)
+    idle(s, n, lambda _: "a")
+    return s, lambda: s.renew(holder, 0)
+
+
 def all_counts(n: int) -> tuple[Scheduler, Event]:
     s = pool(max_connections=n)
     idle(s, n)
     for _ in range(2 * n):
         ask(s)
-    return s, lambda: (s.total, s.idle, s.dialling, s.active, s.waiting)
+    return s, lambda: (s.total, s.idle, s.dialling, s.active, s.waiting, s.requests)
 
 
 EVENTS = (
@@ -287,6 +376,16 @@ EVENTS = (
     many_places_less_on_a_connection,
     expire_one_of_many,
     expire_none_of_many,
+    acquire_with_many_waiting_for_a_dial,
+    acquire_with_many_dials_and_many_waiting_for_them,
+    detach_beside_many,
+    detached_dial_opened_with_many_waiting,
+    last_of_many_leaves_a_detached_dial,
+    given_up_dial_with_many_waiting,
+    one_more_place_where_many_had_asked_for_one_each,
+    retire_one_of_many,
+    renew_with_many_waiting,
+    renew_beside_many_with_room,
     all_counts,
 )
 
@@ -298,6 +397,37 @@ def test_an_event_takes_as_many_steps_in_a_large_pool_as_in_a_small_one(
     steps = [steps_of(*build(n)) for n in SIZES]
     assert max(steps) - min(steps) <= 3, dict(zip(SIZES, steps, strict=True))
     assert max(steps) < 150
+
+
+@pytest.mark.parametrize("capacity", [None, 1, 3, 100])
+@pytest.mark.parametrize("limit", [1, math.inf])
+def test_a_hope_that_comes_to_nothing_costs_each_who_had_it_the_same(
+    limit: float, capacity: int | None
+) -> None:
+    """A dial that fails, or carries less than expected, sends all who waited for it to the common queue: once."""
+
+    def steps(n: int) -> float:
+        s = pool(max_connections=limit)
+        served: list[Waiter] = []
+
+        def life() -> None:
+            waiters = [ask(s, expected=100) for _ in range(n)]
+            todo = deque([waiter for waiter in waiters if waiter.state is WaiterState.DIALLING])
+            todo[0] = detach(s, todo[0])
+            while todo:
+                waiter = todo.popleft()
+                actions: list[Action] = []
+                if waiter.state is WaiterState.DIALLING and capacity is not None:
+                    actions += s.opened(waiter, object(), 0, capacity)
+                actions += s.release(waiter, 0, reusable=False)
+                todo.extend(action.waiter for action in actions if isinstance(action, Wake))
+                served.append(waiter)
+
+        total = steps_of(s, life)
+        assert (len(served), s.total) == (n + 1, 0)
+        return total / n
+
+    assert steps(600) < 1.5 * steps(60)
 
 
 def test_the_count_sees_a_walk_through_everything() -> None:

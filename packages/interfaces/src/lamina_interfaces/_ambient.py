@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._blocks import DeadlineBlock
 from ._deadlines import Limit
-from ._errors import ArgumentTypeError, ArgumentValueError, DeadlineExceeded, UnsupportedProtocol
+from ._errors import ArgumentTypeError, ArgumentValueError, ConcurrencyError, DeadlineExceeded, UnsupportedProtocol
 from ._runtimes import current_runtime
 from ._streams import (
     DEFAULT_READ_SIZE,
@@ -178,8 +178,14 @@ class _StreamFromInterface(NetworkStream):
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> NetworkStream:
-        with _AmbientTimeout(timeout, "tls"):
-            upgraded = self._stream.start_tls(ssl_context, server_hostname)
+        try:
+            with _AmbientTimeout(timeout, "tls"):
+                upgraded = self._stream.start_tls(ssl_context, server_hostname)
+        except ConcurrencyError:
+            raise  # the stream belongs to another thread
+        except BaseException:
+            self.close()  # also where nothing of the limit was left, and that stream has not heard of it
+            raise
         if upgraded is not None:
             self._stream = upgraded
         return self
@@ -243,8 +249,14 @@ class _AsyncStreamFromInterface(AsyncNetworkStream):
     async def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> AsyncNetworkStream:
-        with _AmbientTimeout(timeout, "tls"):
-            upgraded = await self._stream.start_tls(ssl_context, server_hostname)
+        try:
+            with _AmbientTimeout(timeout, "tls"):
+                upgraded = await self._stream.start_tls(ssl_context, server_hostname)
+        except ConcurrencyError:
+            raise  # the stream belongs to another task
+        except BaseException:
+            await self.aclose()  # also where nothing of the limit was left, and that stream has not heard of it
+            raise
         if upgraded is not None:
             self._stream = upgraded
         return self

@@ -117,16 +117,18 @@ class LoneDial:
 
     Attributes:
         claim: what it holds of the pool.
+        slot: the place of its connection.
         dial: by which it can be ended, once it has begun.
         failure: why there is no connection, or `None`.
         has_ended: whether that is known.
         is_given_up: nobody wants the connection any more.
     """
 
-    __slots__ = ("claim", "dial", "failure", "has_ended", "is_given_up")
+    __slots__ = ("claim", "dial", "failure", "has_ended", "is_given_up", "slot")
 
     def __init__(self, claim: Claim) -> None:
         self.claim = claim
+        self.slot: Any = None
         self.dial: _Dial | None = None
         self.failure: Exception | None = None
         self.has_ended = False

@@ -305,7 +305,9 @@ class Pool:
             extensions["trailers"] = body.trailers
             return Response.received(head.status, head.headers, self._world.response_stream(body), extensions)
         except LaminaError as error:
-            claim.give_back(reusable=claim.connection is None)
+            # A dial that has failed, others should not hope for.
+            has_dialled = claim.waiter.state is WaiterState.DIALLING
+            claim.give_back(reusable=claim.connection is None and not has_dialled)
             # Not by way of a variable, which its traceback would keep in a cycle, and the request with it.
             raise self.explain(error, origin)  # noqa: B904 - it has its cause already
         except BaseException:
@@ -403,9 +405,10 @@ class Pool:
             raise
         self._check_here()
         connection: Any = claim.connection
+        slot = waiter.slot
+        if slot is not None and not connection.is_exclusive:
+            connection.on_change = partial(_capacity_changed, weakref.ref(self), slot)
         self._step(self._scheduler.opened, waiter, connection, self._now(), connection.capacity)
-        if waiter.slot is not None and not connection.is_exclusive:
-            connection.on_change = partial(_capacity_changed, weakref.ref(self), waiter.slot)
         self._settle()
 
     async def _have_dialled(self, claim: Claim, request: Request, timeouts: Timeouts, limit: Limit) -> None:
@@ -415,7 +418,8 @@ class Pool:
         """
         lone = LoneDial(Claim(self, claim.key))
         self._step(self._scheduler.detach, claim.waiter, lone.claim.waiter, self._now())
-        self._lone_dials[lone.claim.waiter.slot] = lone  # type: ignore[index] # it has the slot now
+        lone.slot = lone.claim.waiter.slot
+        self._lone_dials[lone.slot] = lone
         # Its task has no deadlines of ours. But the clock of a chain of them is that of the backend's, too.
         step = partial(self._dial_alone, lone, claim.waiter, request, timeouts, chain_clock(self._now))
         if not self._runtime.spawn(step):
@@ -447,9 +451,7 @@ class Pool:
     def _end_lone_dial(self, lone: LoneDial, opener: Waiter, failure: Exception | None) -> None:
         lone.failure = failure
         lone.has_ended = True
-        slot = lone.claim.waiter.slot
-        if slot is not None:
-            self._lone_dials.pop(slot, None)
+        self._lone_dials.pop(lone.slot, None)
         lone.claim.give_back(reusable=failure is None or lone.is_given_up)
         if opener.payload is not None:
             opener.payload.set()

@@ -145,6 +145,7 @@ class Slot:
     __slots__ = (
         "_expires_at",
         "_is_detached",
+        "_is_given_up",
         "_is_retired",
         "_origin",
         "_reason",
@@ -159,7 +160,8 @@ class Slot:
         self._origin = origin
         self._expires_at = NEVER
         self._retires_at = NEVER
-        self._is_detached = False  # while it is dialled: whether nobody but those who wait will use it
+        self._is_detached = False  # whether it is dialled for those who wait
+        self._is_given_up = False
         self._is_retired = False
         self._reason = CloseReason.BROKEN  # if it is retired
         self.connection: Any = None
@@ -216,6 +218,7 @@ class _Origin:
     """
 
     __slots__ = (
+        "ahead",
         "blocked",
         "detached",
         "eligible",
@@ -237,7 +240,8 @@ class _Origin:
         self.stalled: dict[Slot, None] = {}  # open, but for the moment may carry nothing
         self.inline = 0  # dials by those who will be the first to use the connection
         self.detached: dict[Slot, None] = {}  # dials for those who wait, as long as they are not given up
-        self.returned: OrderedDict[Waiter, None] = OrderedDict()  # who go before all others
+        self.ahead: OrderedDict[Waiter, None] = OrderedDict()  # who go before all others, in whichever line
+        self.returned: OrderedDict[Waiter, None] = OrderedDict()  # of these, who are not eligible
         self.eligible: OrderedDict[Waiter, None] = OrderedDict()
         self.promised = 0  # of the eligible
         self.blocked: OrderedDict[Waiter, None] = OrderedDict()
@@ -250,13 +254,20 @@ class _Origin:
         """How many more connections it takes to carry all who wait or dial, beside those that are to come."""
         requests = self.waiting + self.inline + newcomers
         to_come = self.inline + len(self.detached) + len(self.stalled)
-        return -(-requests // self.expected) - to_come
+        return (requests + self.expected - 1) // self.expected - to_come
 
-    def oldest(self) -> Waiter | None:
-        for line in (self.returned, self.eligible, self.blocked):
-            if line:
-                return next(iter(line))
-        return None
+    def heads(self) -> list[Waiter]:
+        """The first of those who go before all others, of the eligible and of the rest, as far as there are any."""
+        return [next(iter(line)) for line in (self.ahead, self.eligible, self.blocked) if line]
+
+    def first_in_line(self) -> Waiter | None:
+        """Who gets what becomes free."""
+        heads = self.heads()
+        return heads[0] if heads else None
+
+    def arrival(self) -> int:
+        """When the oldest of them came."""
+        return min(waiter.arrival for waiter in self.heads())
 
     def line_of(self, waiter: Waiter) -> OrderedDict[Waiter, None]:
         """Where the waiter waits while it is not eligible."""
@@ -272,8 +283,8 @@ class _Origin:
         self.spare.pop(slot, None)
         self.stalled.pop(slot, None)
 
-    def list(self, slot: Slot) -> None:
-        """Note whether the slot, which is open and fit, has room."""
+    def note_room(self, slot: Slot) -> None:
+        """The slot is open and fit: it has room, or none, or is stalled."""
         if slot.in_use < slot.capacity:
             self.spare[slot] = None
         else:
@@ -423,7 +434,7 @@ class Scheduler:
         slot.state = SlotState.OPEN
         slot._retires_at = now + self.limits.max_age * (1.0 - self.limits.age_jitter * self._random())
         origin.expect(capacity)
-        if slot._is_detached and capacity > 0 and (first := origin.oldest()) is not None:
+        if slot._is_detached and capacity > 0 and (first := origin.first_in_line()) is not None:
             # Not left to `_offer`, to which the connection may be too old, or full with one that does not use it.
             self._serve(first, slot, actions)
         self._grant(waiter, slot)
@@ -505,10 +516,8 @@ class Scheduler:
         actions: list[Action] = []
         origin = slot._origin
         self._give_back(slot, now)
-        if slot._is_retired:
-            self._offer(slot, now, actions)  # its place may be the one to wait for
-        else:
-            origin.list(slot)
+        if self._is_fit(slot, now, actions):
+            origin.note_room(slot)
             if slot in origin.spare:
                 origin.spare.move_to_end(slot, last=False)
         self._answer(waiter, origin, now, actions, goes_first=True)
@@ -562,7 +571,7 @@ class Scheduler:
             if slot.state is SlotState.OPEN:
                 self._close(slot, CloseReason.POOL_CLOSED, actions)
         for origin in list(self._origins.values()):
-            while (waiter := origin.oldest()) is not None:
+            while (waiter := origin.first_in_line()) is not None:
                 self._unpark(waiter)
                 waiter.state = WaiterState.REFUSED
                 actions.append(Wake(waiter))
@@ -605,16 +614,16 @@ class Scheduler:
         self._serve_queue([])
         if self.is_closed:
             self.close()
-        given_up: list[Action] = []
         for origin in self._origins.values():
-            self._give_up(origin, given_up)
+            self._give_up(origin, [])
+        given_up = [slot for slot in self._slots if slot._is_given_up and slot.state is SlotState.DIALLING]
         closing = [slot for slot in self._slots if slot.state is SlotState.CLOSING]
         awake = [
             waiter for waiter in self._waiters if waiter.arrival and waiter.state is not WaiterState.PARKED
         ]
         return [
             *(Close(slot, CloseReason.BROKEN) for slot in closing),
-            *given_up,
+            *(GiveUp(slot) for slot in given_up),
             *(Wake(waiter) for waiter in awake),
         ]
 
@@ -627,10 +636,10 @@ class Scheduler:
         origin.places += 1
         if slot.state is SlotState.DIALLING:
             self._dialling += 1
-            if slot._is_detached:
-                origin.detached[slot] = None
-            else:
+            if not slot._is_detached:
                 origin.inline += 1
+            elif not slot._is_given_up:
+                origin.detached[slot] = None
         elif slot.state is SlotState.CLOSING:
             self._closing += 1
         else:
@@ -719,22 +728,28 @@ class Scheduler:
     def _offer(self, slot: Slot, now: float, actions: list[Action]) -> None:
         """A connection has room, it may be: serve who waits for its origin; then see that it may idle."""
         origin = slot._origin
-        reason = slot._reason if slot._is_retired else slot._past_its_time(now)
-        if reason is not None:
-            slot._is_retired = True
-            origin.withdraw(slot)
-            if slot.in_use == 0:
-                self._close(slot, reason, actions)
+        if not self._is_fit(slot, now, actions):
             return
-        while slot.in_use < slot.capacity and (waiter := origin.oldest()) is not None:
-            if slot.in_use == 0 and self._came_before(waiter):
+        while slot.in_use < slot.capacity and (waiter := origin.first_in_line()) is not None:
+            if slot.in_use == 0 and self._is_behind(origin):
                 break  # somebody of another origin came first, and will have this connection's place
             self._serve(waiter, slot, actions)
-        origin.list(slot)
+        origin.note_room(slot)
         if slot.in_use == 0:
             self._settle(origin, actions)
             if slot.state is SlotState.OPEN and len(self._idle) > self.limits.max_idle:
                 self._close(next(iter(self._idle)), CloseReason.SURPLUS, actions)
+
+    def _is_fit(self, slot: Slot, now: float, actions: list[Action]) -> bool:
+        """Whether an open connection may take requests. If not, it is closed when it carries none."""
+        reason = slot._reason if slot._is_retired else slot._past_its_time(now)
+        if reason is None:
+            return True
+        slot._is_retired = True
+        slot._origin.withdraw(slot)
+        if slot.in_use == 0:
+            self._close(slot, reason, actions)
+        return False
 
     def _serve_queue(self, actions: list[Action]) -> None:
         """Give free places to those in the common queue, and make places free by closing idle connections."""
@@ -749,10 +764,10 @@ class Scheduler:
         while self._idle and self._first_of(self._queue):
             self._close(next(iter(self._idle)), CloseReason.EVICTED, actions)
 
-    def _came_before(self, waiter: Waiter) -> bool:
-        """Whether the common queue holds an older waiter for whom no place is about to become free."""
+    def _is_behind(self, origin: _Origin) -> bool:
+        """Whether an older waiter of another origin is in the common queue, with no place about to become free."""
         first = self._first_of(self._queue)
-        return first is not None and first.arrival < waiter.arrival
+        return first is not None and first.key != origin.key and first.arrival < origin.arrival()
 
     def _first_of(self, queue: OrderedDict[Waiter, None]) -> Waiter | None:
         """The head of a common queue. Those of an origin that wants no connection any more go back to their line."""
@@ -786,6 +801,8 @@ class Scheduler:
     def _enqueue(self, waiter: Waiter, origin: _Origin) -> None:
         self._waiting += 1
         origin.line_of(waiter)[waiter] = None
+        if waiter._goes_first:
+            origin.ahead[waiter] = None
         self._balance(origin)
 
     def _unpark(self, waiter: Waiter) -> None:
@@ -795,6 +812,7 @@ class Scheduler:
             self._leave_queue(waiter, origin)
         else:
             del origin.line_of(waiter)[waiter]
+        origin.ahead.pop(waiter, None)
         self._balance(origin)
 
     def _leave_queue(self, waiter: Waiter, origin: _Origin) -> None:
@@ -871,6 +889,7 @@ class Scheduler:
         """Have the detached dials ended, if nobody waits for them any more."""
         while origin.detached and not origin.waiting:
             slot, _ = origin.detached.popitem()
+            slot._is_given_up = True
             actions.append(GiveUp(slot))
 
     def _origin_of(self, key: Hashable, expected: int) -> _Origin:
