@@ -367,17 +367,17 @@ class MockRequest:
         stream_id: int | None,
         received_at: float,
     ) -> None:
-        self.connection = connection
-        self.method = method
-        self.target = target
-        self.scheme = scheme
-        self.authority = authority
-        self.headers = tuple(headers)
-        self.http_version = http_version
-        self.stream_id = stream_id
-        self.received_at = received_at
+        self.connection: MockConnection = connection
+        self.method: str = method
+        self.target: str = target
+        self.scheme: str = scheme
+        self.authority: str = authority
+        self.headers: tuple[tuple[str, str], ...] = tuple(headers)
+        self.http_version: str = http_version
+        self.stream_id: int | None = stream_id
+        self.received_at: float = received_at
         self.trailers: tuple[tuple[str, str], ...] = ()
-        self.is_complete = False
+        self.is_complete: bool = False
         self.reset_code: int | None = None
         self._content = bytearray()
         self._respond: Callable[[MockResponse], None] | None = None

@@ -80,11 +80,11 @@ class MockServer:
 
     The handler is called once for each request, when all of it has come, in the thread or task of the client. It must
     not wait, and nothing else happens on its connection meanwhile. What it raises is kept for `check`, and the client
-    sees a reset. Safe to use from several threads; the handler is then called by several at once.
+    sees a reset. Safe to use from several threads, of which one at a time is in the handler.
 
     Args:
-        handler: gets a `MockRequest`, and returns a `MockResponse`; or a status, a content, or `(status, headers,
-            content)`. `None` leaves the request open until `MockRequest.respond` is called.
+        handler: gets a `MockRequest`, and returns a `MockResponse`; or a status, a content, or a tuple of status,
+            headers and content. `None` leaves the request open until `MockRequest.respond` is called.
         http1: whether HTTP/1.1 is spoken.
         http2: whether HTTP/2 is spoken.
         latency: seconds from a request to the first byte of its answer, besides the delay of the answer.
@@ -145,19 +145,19 @@ class MockServer:
             )
         if max_requests is not None and max_requests < 1:
             raise ArgumentValueError(f"max_requests is at least 1, got {max_requests!r}")
-        self.handler = handler
+        self.handler: Callable[[MockRequest], Answer] = handler
         self.http1 = http1
         self.http2 = http2
-        self.latency = check_seconds(latency, "latency")
+        self.latency: float = check_seconds(latency, "latency")
         self.respond_early = respond_early
         self.max_requests = max_requests
         self.connection_window = connection_window
         self.answer_pings = answer_pings
-        self.settings_delay = check_seconds(settings_delay, "settings_delay")
-        self.connect_delay = check_seconds(connect_delay, "connect_delay")
+        self.settings_delay: float = check_seconds(settings_delay, "settings_delay")
+        self.connect_delay: float = check_seconds(connect_delay, "connect_delay")
         self.connect_error = connect_error
-        self.tls = TLSFacts() if tls is None else tls
-        self.settings = _by_number(settings or {})
+        self.tls: TLSFacts = TLSFacts() if tls is None else tls
+        self.settings: dict[int, int] = _by_number(settings or {})
         if max_concurrent_streams is not None:
             self.settings |= _by_number({"max_concurrent_streams": max_concurrent_streams})
         self.requests: list[MockRequest] = []
@@ -255,18 +255,18 @@ class MockConnection(Peer):
     """
 
     def __init__(self, server: MockServer) -> None:
-        self.server = server
-        self.number = -1
-        self.name = "the mock server"
-        self.connect_delay = server.connect_delay
-        self.connect_error = server.connect_error
+        self.server: MockServer = server
+        self.number: int = -1
+        self.name: str = "the mock server"
+        self.connect_delay: float = server.connect_delay
+        self.connect_error: str | None = server.connect_error
         self.requests: list[MockRequest] = []
         self.http_version: str | None = None
-        self.is_open = True
+        self.is_open: bool = True
         self.frames_received: Counter[str] = Counter()
         self.goaway_received: tuple[int, int] | None = None
-        self.switched_data = bytearray()
-        self.is_crediting = True
+        self.switched_data: bytearray = bytearray()
+        self.is_crediting: bool = True
         self._is_black_hole = False
         self._first_bytes = b""
         self._engine: Engine | None = None
