@@ -34,6 +34,8 @@ PYTHONS = ["3.11", "3.12", "3.13"]
 TEST_TOOLS = ["anyio", "hypothesis", "pytest>=9", "pytest-randomly", "pytest-timeout", "trio", "trustme"]
 if os.name != "nt":
     TEST_TOOLS.append("uvloop")
+# Servers for the tests of the whole stack; others are programs of the system, and `.ci/run` installs them.
+PEERS = ["hypercorn"]
 PYTEST = ["python", "-bb", "-m", "pytest"]
 
 
@@ -282,7 +284,7 @@ def docs(session: nox.Session) -> None:
 def stack(session: nox.Session) -> None:
     """Hold the whole stack, all layers installed, to real peers on loopback."""
     _install_editable(session, *PACKAGES.values())
-    session.install(*TEST_TOOLS)
+    session.install(*TEST_TOOLS, *PEERS)
     session.run(*PYTEST, "tests", *session.posargs)
 
 
@@ -328,6 +330,14 @@ def faults(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def conformance(session: nox.Session) -> None:
+    """Show that every backend, ours, the mocks and the documents', keeps the interfaces' contract, rule by rule."""
+    _install_editable(session, *PACKAGES.values())
+    session.install(*TEST_TOOLS)
+    session.run("python", "tools/conformance_report.py", *session.posargs)
+
+
+@nox.session(default=False)
 def soak(session: nox.Session) -> None:
     """Run what takes minutes: load, churn and long lives, where leaks and races show."""
     _install_editable(session, *PACKAGES.values())
@@ -339,7 +349,7 @@ def soak(session: nox.Session) -> None:
 def coverage(session: nox.Session) -> None:
     """Show which lines no test runs."""
     _install_editable(session, *PACKAGES.values())
-    session.install(*TEST_TOOLS, "coverage")
+    session.install(*TEST_TOOLS, *PEERS, "coverage")
     session.run("coverage", "erase")
     session.run("coverage", "run", "-m", "pytest", *session.posargs)
     session.run("coverage", "combine", "-q")
@@ -357,7 +367,7 @@ def dev(session: nox.Session) -> None:
     tools = ["import-linter", "mypy", "nox", "pyright", "ruff", "towncrier"]
     # Python 3.11 brings a pip that looks for the siblings on an index, though they are named beside each other.
     session.run(python, "-m", "pip", "install", "-q", "--upgrade", "pip")
-    session.run(python, "-m", "pip", "install", "-q", *arguments, *TEST_TOOLS, *tools)
+    session.run(python, "-m", "pip", "install", "-q", *arguments, *TEST_TOOLS, *PEERS, *tools)
 
 
 @nox.session(default=False, requires=["build"])

@@ -1,4 +1,5 @@
-"""Fixtures for tests of the whole stack; what they are made of is in `stack_helpers` and `stack_worlds`."""
+"""Fixtures for tests of the whole stack; what they are made of is in `stack_helpers`, `stack_servers`
+and `stack_worlds`."""
 
 from __future__ import annotations
 
@@ -8,10 +9,14 @@ import pytest
 
 from stack_helpers import certificates as certificates
 from stack_helpers import fault_server as fault_server
-from stack_helpers import nginx as nginx
-from stack_helpers import nginx_runner as nginx_runner
 from stack_helpers import no_socket_left as no_socket_left
 from stack_helpers import refusing_port as refusing_port
+from stack_servers import haproxy as haproxy
+from stack_servers import http2_context as http2_context
+from stack_servers import hypercorn as hypercorn
+from stack_servers import nghttpd as nghttpd
+from stack_servers import nginx as nginx
+from stack_servers import servers as servers
 from stack_worlds import ASYNC, NAMES, World
 
 

@@ -1,13 +1,10 @@
-"""Peers for tests of the whole stack: certificates, nginx, and servers that misbehave. Nothing leaves loopback."""
+"""For tests of the whole stack: certificates, servers that misbehave, and what is open. Nothing leaves loopback."""
 
 from __future__ import annotations
 
 import os
-import shutil
-import signal
 import socket
 import ssl
-import subprocess
 import textwrap
 import threading
 import time
@@ -84,143 +81,6 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     issued.configure_cert(server)
     return Certificates(client, server, authority, certificate, key)
-
-
-# --- nginx -------------------------------------------------------------------------------------------------
-
-NGINX_CONF = """
-daemon off;
-master_process off;
-worker_processes 1;
-pid {folder}/nginx.pid;
-error_log {folder}/error.log info;
-events {{ worker_connections 256; }}
-http {{
-    access_log off;
-    client_body_temp_path {folder}/body;
-    proxy_temp_path {folder}/proxy;
-    fastcgi_temp_path {folder}/fastcgi;
-    uwsgi_temp_path {folder}/uwsgi;
-    scgi_temp_path {folder}/scgi;
-    client_max_body_size 64m;
-    keepalive_requests {keepalive_requests};
-    server {{
-        listen 127.0.0.1:{http};
-        listen 127.0.0.1:{https} ssl;
-        listen unix:{folder}/sock;
-        ssl_certificate {certificate};
-        ssl_certificate_key {key};
-        root {folder}/root;
-        location = /hello {{ return 200 "hello\\n"; }}
-        location = /echo {{ return 200 "$request_method $arg_token"; }}
-        location = /gone {{ return 204; }}
-        location = /limited {{ client_max_body_size 1k; proxy_pass http://127.0.0.1:{http}/upload; }}
-        location = /upload {{ proxy_request_buffering on; proxy_pass http://127.0.0.1:{http}/swallowed; }}
-        location = /swallowed {{ return 200 "took $content_length"; }}
-        location = /closing {{ keepalive_timeout 0; return 200 "closing"; }}
-        location = /chunked.txt {{ gzip on; gzip_http_version 1.1; gzip_min_length 1; gzip_types text/plain; }}
-    }}
-}}
-"""
-
-
-class Nginx(NamedTuple):
-    """A running nginx.
-
-    Attributes:
-        http, https: where it listens.
-        uds: the path of its unix socket.
-        root: the folder that it serves.
-    """
-
-    http: str
-    https: str
-    uds: str
-    root: Path
-
-
-class NginxRunner:
-    """Starts and stops nginx."""
-
-    def __init__(self, folder: Path, certificates: Certificates) -> None:
-        self._folder = folder
-        self._certificates = certificates
-        self._processes: list[subprocess.Popen[bytes]] = []
-
-    def start(self, keepalive_requests: int = 1000) -> Nginx:
-        executable = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
-        if executable is None:
-            missing("nginx")
-        folder = self._folder / str(len(self._processes))
-        (folder / "root").mkdir(parents=True)
-        http, https = free_port(), free_port()
-        (folder / "nginx.conf").write_text(
-            NGINX_CONF.format(
-                folder=folder,
-                http=http,
-                https=https,
-                certificate=self._certificates.certificate,
-                key=self._certificates.key,
-                keepalive_requests=keepalive_requests,
-            )
-        )
-        command = [
-            executable,
-            "-p",
-            str(folder),
-            "-e",
-            str(folder / "error.log"),
-            "-c",
-            str(folder / "nginx.conf"),
-        ]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        self._processes.append(process)
-        end = time.monotonic() + 10
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", https), 1).close()
-            except OSError:
-                assert process.poll() is None, (folder / "error.log").read_text()
-                assert time.monotonic() < end, "nginx does not answer"
-                threading.Event().wait(0.01)
-            else:
-                break
-        return Nginx(
-            f"http://127.0.0.1:{http}", f"https://127.0.0.1:{https}", str(folder / "sock"), folder / "root"
-        )
-
-    def stop(self) -> None:
-        for process in self._processes:
-            process.send_signal(signal.SIGTERM)
-        for process in self._processes:
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
-
-
-@pytest.fixture(scope="session")
-def nginx_runner(
-    tmp_path_factory: pytest.TempPathFactory, certificates: Certificates
-) -> Iterator[NginxRunner]:
-    # The paths of unix sockets are short, and pytest's folders are not.
-    runner = NginxRunner(tmp_path_factory.mktemp("nginx"), certificates)
-    try:
-        yield runner
-    finally:
-        runner.stop()
-
-
-@pytest.fixture(scope="session")
-def nginx(nginx_runner: NginxRunner) -> Nginx:
-    return nginx_runner.start()
 
 
 # --- servers that misbehave --------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from stack_helpers import Certificates, Nginx
+    from stack_helpers import Certificates
+    from stack_servers import Server
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[bytes]:
@@ -25,12 +26,12 @@ def run(*arguments: str) -> subprocess.CompletedProcess[bytes]:
     )
 
 
-def test_a_page_over_tls(nginx: Nginx, certificates: Certificates) -> None:
+def test_a_page_over_tls(nginx: Server, certificates: Certificates) -> None:
     done = run("--cacert", str(certificates.authority), f"{nginx.https}/hello")
     assert (done.returncode, done.stdout, done.stderr) == (0, b"hello\n", b"")
 
 
-def test_the_whole_story_of_a_request(nginx: Nginx, certificates: Certificates) -> None:
+def test_the_whole_story_of_a_request(nginx: Server, certificates: Certificates) -> None:
     done = run("-v", "--cacert", str(certificates.authority), f"{nginx.https}/hello")
     told = done.stderr.decode()
     assert (done.returncode, done.stdout) == (0, b"hello\n")
@@ -38,13 +39,13 @@ def test_the_whole_story_of_a_request(nginx: Nginx, certificates: Certificates) 
         assert part in told
 
 
-def test_a_certificate_that_is_not_trusted(nginx: Nginx) -> None:
+def test_a_certificate_that_is_not_trusted(nginx: Server) -> None:
     done = run(f"{nginx.https}/hello")
     assert (done.returncode, done.stdout) == (5, b"")
     assert b"--cacert" in done.stderr
 
 
-def test_a_download_into_a_file(nginx: Nginx, certificates: Certificates, tmp_path: Path) -> None:
+def test_a_download_into_a_file(nginx: Server, certificates: Certificates, tmp_path: Path) -> None:
     content = os.urandom(3_000_000)
     (nginx.root / "download").write_bytes(content)
     target = tmp_path / "here"
@@ -53,6 +54,39 @@ def test_a_download_into_a_file(nginx: Nginx, certificates: Certificates, tmp_pa
     assert target.read_bytes() == content
 
 
-def test_a_page_over_a_unix_socket(nginx: Nginx) -> None:
+def test_a_page_over_a_unix_socket(nginx: Server) -> None:
     done = run("--uds", nginx.uds, "http://any.example/hello")
     assert (done.returncode, done.stdout) == (0, b"hello\n")
+
+
+def test_http2_is_offered_and_taken(nginx: Server, certificates: Certificates) -> None:
+    done = run("--http2", "-v", "--cacert", str(certificates.authority), f"{nginx.https}/hello")
+    told = done.stderr.decode()
+    assert (done.returncode, done.stdout) == (0, b"hello\n")
+    for part in (
+        "ALPN h2",
+        "> GET /hello HTTP/2",
+        "stream 1",
+        "< HTTP/2 200",
+        "< server: nginx",
+        "TLS",
+        "wait",
+    ):
+        assert part in told
+
+
+def test_http2_without_tls(nginx: Server) -> None:
+    done = run("--http2-prior-knowledge", f"{nginx.h2c}/hello")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"hello\n", b"")
+
+
+def test_a_transfer_each_way_over_http2(nginx: Server, certificates: Certificates, tmp_path: Path) -> None:
+    content = os.urandom(3_000_000)
+    (nginx.root / "download").write_bytes(content)
+    target = tmp_path / "here"
+    options = ("--http2", "--cacert", str(certificates.authority))
+    done = run(*options, "-o", str(target), f"{nginx.https}/download")
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert target.read_bytes() == content
+    done = run(*options, "-d", f"@{target}", f"{nginx.https}/upload")
+    assert (done.returncode, done.stdout) == (0, b"took 3000000")

@@ -14,14 +14,15 @@ from lamina_pool import PoolStats
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from stack_helpers import Certificates, Nginx, NginxRunner
+    from stack_helpers import Certificates
+    from stack_servers import Server, Servers
     from stack_worlds import World
 
 pytestmark = pytest.mark.usefixtures("no_socket_left")
 
 
 @pytest.fixture(params=["http", "https"])
-def url(request: pytest.FixtureRequest, nginx: Nginx) -> str:
+def url(request: pytest.FixtureRequest, nginx: Server) -> str:
     return nginx.http if request.param == "http" else nginx.https
 
 
@@ -36,7 +37,7 @@ async def test_a_request_and_its_response(world: World, certificates: Certificat
         assert got.extensions["reason_phrase"] == b"OK"
 
 
-async def test_the_facts_of_tls_are_told(world: World, certificates: Certificates, nginx: Nginx) -> None:
+async def test_the_facts_of_tls_are_told(world: World, certificates: Certificates, nginx: Server) -> None:
     async with (
         world.pool(ssl_context=certificates.client) as pool,
         pool.stream("GET", f"{nginx.https}/hello") as got,
@@ -59,7 +60,7 @@ async def test_connections_are_kept(world: World, certificates: Certificates, ur
                 ports.add(got.extensions["network_stream"].get_extra_info("client_addr"))
                 assert await got.aread() == f"GET {number}".encode()
         assert len(ports) == 1
-        assert pool.stats() == PoolStats(1, 0, 1, 0, 0)
+        assert pool.stats() == PoolStats(1, 0, 1, 0, 0, 0)
 
 
 async def test_methods_and_empty_answers(world: World, certificates: Certificates, url: str) -> None:
@@ -68,7 +69,7 @@ async def test_methods_and_empty_answers(world: World, certificates: Certificate
         assert (await pool.request("GET", f"{url}/gone")).status == 204
         assert (await pool.request("GET", f"{url}/missing")).status == 404
         assert (await pool.request("DELETE", f"{url}/echo?token=x")).content == b"DELETE x"
-        assert pool.stats() == PoolStats(1, 0, 1, 0, 0)
+        assert pool.stats() == PoolStats(1, 0, 1, 0, 0, 0)
 
 
 async def test_the_servers_wish_to_close_is_respected(
@@ -77,7 +78,7 @@ async def test_the_servers_wish_to_close_is_respected(
     async with world.pool(ssl_context=certificates.client) as pool:
         for _ in range(5):
             assert (await pool.request("GET", f"{url}/closing")).content == b"closing"
-            assert pool.stats() == PoolStats(0, 0, 0, 0, 0)
+            assert pool.stats() == PoolStats(0, 0, 0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("size", [0, 1, 100_000, 10_000_000])
@@ -85,7 +86,7 @@ async def test_an_upload_arrives_whole(world: World, certificates: Certificates,
     async with world.pool(ssl_context=certificates.client) as pool:
         got = await pool.request("POST", f"{url}/upload", content=bytes(size))
         assert got.content == b"took %d" % size
-        assert pool.stats() == PoolStats(1, 0, 1, 0, 0)
+        assert pool.stats() == PoolStats(1, 0, 1, 0, 0, 0)
 
 
 async def test_an_upload_of_unknown_length_goes_in_chunks(
@@ -100,11 +101,11 @@ async def test_an_upload_of_unknown_length_goes_in_chunks(
 
         got = await pool.request("POST", f"{url}/upload", content=world.body(pieces()))
         assert got.content == b"took 1000000"
-        assert pool.stats() == PoolStats(1, 0, 1, 0, 0)
+        assert pool.stats() == PoolStats(1, 0, 1, 0, 0, 0)
 
 
 async def test_large_bodies_come_whole(
-    world: World, certificates: Certificates, nginx: Nginx, url: str
+    world: World, certificates: Certificates, nginx: Server, url: str
 ) -> None:
     async with world.pool(ssl_context=certificates.client) as pool:
         body = os.urandom(1 << 20) * 4
@@ -112,17 +113,17 @@ async def test_large_bodies_come_whole(
         async with pool.stream("GET", f"{url}/large") as got:
             assert b"".join([piece async for piece in got.aiter_stream()]) == body
         assert (await pool.request("GET", f"{url}/large")).content == body
-        assert pool.stats() == PoolStats(1, 0, 1, 0, 0)
+        assert pool.stats() == PoolStats(1, 0, 1, 0, 0, 0)
 
 
 async def test_a_large_body_that_is_not_wanted_costs_its_connection(
-    world: World, certificates: Certificates, nginx: Nginx, url: str
+    world: World, certificates: Certificates, nginx: Server, url: str
 ) -> None:
     async with world.pool(ssl_context=certificates.client) as pool:
         (nginx.root / "unwanted").write_bytes(bytes(50_000_000))
         async with pool.stream("GET", f"{url}/unwanted") as got:
             assert got.status == 200
-        assert pool.stats() == PoolStats(0, 0, 0, 0, 0)
+        assert pool.stats() == PoolStats(0, 0, 0, 0, 0, 0)
         assert (await pool.request("GET", f"{url}/hello")).content == b"hello\n"
 
 
@@ -133,10 +134,10 @@ async def test_a_small_rest_is_read_so_that_the_connection_is_kept(
         for _ in range(5):
             async with pool.stream("GET", f"{url}/hello") as got:
                 assert got.status == 200
-        assert pool.stats() == PoolStats(1, 0, 1, 0, 0)
+        assert pool.stats() == PoolStats(1, 0, 1, 0, 0, 0)
 
 
-async def test_chunked_bodies(world: World, certificates: Certificates, nginx: Nginx, url: str) -> None:
+async def test_chunked_bodies(world: World, certificates: Certificates, nginx: Server, url: str) -> None:
     async with world.pool(ssl_context=certificates.client) as pool:
         text = "".join(f"line {number}\n" for number in range(20_000)).encode()
         (nginx.root / "chunked.txt").write_bytes(text)
@@ -145,7 +146,7 @@ async def test_chunked_bodies(world: World, certificates: Certificates, nginx: N
             headers = {name.lower(): value for name, value in got.headers}
             assert headers[b"transfer-encoding"] == b"chunked"
             assert gzip.decompress(got.content) == text
-        assert pool.stats() == PoolStats(1, 0, 1, 0, 0)
+        assert pool.stats() == PoolStats(1, 0, 1, 0, 0, 0)
 
 
 async def test_a_refused_upload_is_answered(world: World, certificates: Certificates, url: str) -> None:
@@ -155,15 +156,15 @@ async def test_a_refused_upload_is_answered(world: World, certificates: Certific
             got = await pool.request("POST", f"{url}/limited", content=bytes(5_000_000))
             assert got.status == 413
             assert re.search(rb"413", got.content)
-        assert pool.stats() == PoolStats(0, 0, 0, 0, 0)
+        assert pool.stats() == PoolStats(0, 0, 0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 async def test_a_server_that_recycles_its_connections_costs_no_error(
-    world: World, nginx_runner: NginxRunner, certificates: Certificates, scheme: str
+    world: World, servers: Servers, certificates: Certificates, scheme: str
 ) -> None:
     """Nginx closes each connection after its tenth request. Hundreds of requests, no error."""
-    recycling = nginx_runner.start(keepalive_requests=10)
+    recycling = servers.nginx(keepalive_requests=10)
     url = recycling.http if scheme == "http" else recycling.https
     async with world.pool(ssl_context=certificates.client) as pool:
         for number in range(300):
@@ -172,15 +173,15 @@ async def test_a_server_that_recycles_its_connections_costs_no_error(
             assert pool.stats().connections <= 1
 
 
-async def test_a_unix_socket(world: World, nginx: Nginx) -> None:
+async def test_a_unix_socket(world: World, nginx: Server) -> None:
     async with world.pool(uds=nginx.uds) as pool:
         for _ in range(3):
             assert (await pool.request("GET", "http://whatever/hello")).content == b"hello\n"
-        assert pool.stats() == PoolStats(1, 0, 1, 0, 0)
+        assert pool.stats() == PoolStats(1, 0, 1, 0, 0, 0)
 
 
 async def test_plain_http_to_a_tls_port_is_told_of(
-    world: World, certificates: Certificates, nginx: Nginx
+    world: World, certificates: Certificates, nginx: Server
 ) -> None:
     async with world.pool(ssl_context=certificates.client) as pool:
         got = await pool.request("GET", nginx.https.replace("https", "http") + "/hello")

@@ -366,6 +366,8 @@ def test_help_tells_every_code_and_option(capsys: pytest.CaptureFixture[str]) ->
         "--uds",
         "--cacert",
         "--insecure",
+        "--http2",
+        "--http2-prior-knowledge",
         "--backend",
     ):
         assert f"  {option}" in text

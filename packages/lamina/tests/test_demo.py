@@ -123,7 +123,8 @@ def test_without_a_certificate_it_says_what_is_missing(
 @pytest.mark.parametrize(
     ("package", "kept", "left_out"),
     [
-        ("lamina_mock", "ROWS", 1),
+        ("lamina_mock", "ROWS", 3),
+        ("h2", "ROWS", 2),
         ("trustme", "ROWS", 3),
         ("trustme", "CONTENDERS", 0),  # without TLS
         ("lamina_async_backends", "CONTENDERS", 5),

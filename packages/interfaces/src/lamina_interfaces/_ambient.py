@@ -11,11 +11,18 @@ nothing to translate but the names.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ._blocks import DeadlineBlock
 from ._deadlines import Limit
-from ._errors import ArgumentTypeError, ArgumentValueError, ConcurrencyError, DeadlineExceeded, UnsupportedProtocol
+from ._errors import (
+    ArgumentTypeError,
+    ArgumentValueError,
+    ConcurrencyError,
+    DeadlineExceeded,
+    UnsupportedProtocol,
+)
 from ._runtimes import current_runtime
 from ._streams import (
     DEFAULT_READ_SIZE,
@@ -184,7 +191,9 @@ class _StreamFromInterface(NetworkStream):
         except ConcurrencyError:
             raise  # the stream belongs to another thread
         except BaseException:
-            self.close()  # also where nothing of the limit was left, and that stream has not heard of it
+            # Also where nothing of the limit was left, and that stream has not heard of it.
+            with suppress(Exception):
+                self.close()
             raise
         if upgraded is not None:
             self._stream = upgraded
@@ -255,7 +264,9 @@ class _AsyncStreamFromInterface(AsyncNetworkStream):
         except ConcurrencyError:
             raise  # the stream belongs to another task
         except BaseException:
-            await self.aclose()  # also where nothing of the limit was left, and that stream has not heard of it
+            # Also where nothing of the limit was left, and that stream has not heard of it.
+            with suppress(Exception):
+                await self.aclose()
             raise
         if upgraded is not None:
             self._stream = upgraded

@@ -41,6 +41,9 @@ READ_SIZE = 64 * 1024
 
 READING = "waiting for the data to send"
 
+_ALPN = {(True, False): ["http/1.1"], (True, True): ["h2", "http/1.1"], (False, True): ["h2"]}
+"""What is offered over TLS, by whether HTTP/1.1 and HTTP/2 may be spoken."""
+
 _CHECK_THE_DATE = "check the date of this machine, or tell the server's owner"
 _OTHER_NAME = "the server has no certificate for this name"
 
@@ -113,7 +116,13 @@ def _fetch(options: Options, imported: Callable[[], object] | None) -> None:
     report = Report(sys.stderr, has_body=content is not None) if options.verbose and sys.stderr else None
     if options.uds == "":
         raise Failure(Exit.ARGUMENT, "--uds names no socket")
-    pool_options: dict[str, Any] = {"uds": options.uds, "ssl_context": _ssl_context(options)}
+    http1, http2 = _protocols(options)
+    pool_options: dict[str, Any] = {
+        "uds": options.uds,
+        "ssl_context": _ssl_context(options, _ALPN[http1, http2]),
+        "http1": http1,
+        "http2": http2,
+    }
     if options.backend is not None:
         pool_options["network_backend"] = _backend(options.backend)
     try:
@@ -129,8 +138,10 @@ def _fetch(options: Options, imported: Callable[[], object] | None) -> None:
                 extensions={} if report is None else {"trace": report},
             ) as response,
         ):
+            if report is not None and "stream_id" in response.extensions:
+                report.answered(response.extensions["stream_id"])
             if options.fail and response.status >= 400:
-                reason = response.extensions["reason_phrase"].decode("latin-1")
+                reason = response.extensions.get("reason_phrase", b"").decode("latin-1")  # HTTP/2 has none
                 raise Failure(Exit.HTTP_ERROR, f"the server answered {response.status} {reason}".rstrip())
             _copy(response, output, sys.stderr)
             if report is not None:
@@ -268,8 +279,23 @@ def _unreadable(place: str, error: OSError) -> Failure:
     return Failure(Exit.ARGUMENT, f"cannot read {place}: {error.strerror}")
 
 
-def _ssl_context(options: Options) -> ssl.SSLContext | None:
-    """The context that the options ask for; `None` for the pool's own."""
+def _protocols(options: Options) -> tuple[bool, bool]:
+    """Whether HTTP/1.1 may be spoken, and whether HTTP/2 may."""
+    wants_http2 = options.http2 or options.http2_prior_knowledge
+    if wants_http2:
+        try:
+            # Here, since it takes as long as many a request, and in the midst of one the server would wait for it.
+            import h2.connection  # noqa: F401 - what uses it is the pool
+        except ModuleNotFoundError as error:
+            option = "--http2" if options.http2 else "--http2-prior-knowledge"
+            module = (error.name or "h2").partition(".")[0]
+            text = f"{option} needs {module}, which is not installed; install it with: pip install 'lamina[http2]'"
+            raise Failure(Exit.ARGUMENT, text) from error
+    return not options.http2_prior_knowledge, wants_http2
+
+
+def _ssl_context(options: Options, alpn: list[str]) -> ssl.SSLContext | None:
+    """The context that the options ask for, with these protocols; `None` for the pool's own."""
     if options.cacert is None and not options.insecure:
         return None
     import ssl
@@ -288,7 +314,7 @@ def _ssl_context(options: Options) -> ssl.SSLContext | None:
             raise Failure(Exit.ARGUMENT, text) from error
         except OSError as error:
             raise Failure(Exit.ARGUMENT, f"cannot read {options.cacert}: {error.strerror}") from error
-    context.set_alpn_protocols(["http/1.1"])
+    context.set_alpn_protocols(alpn)
     return context
 
 

@@ -59,6 +59,8 @@ class Options(argparse.Namespace):
     uds: str | None
     cacert: str | None
     insecure: bool
+    http2: bool
+    http2_prior_knowledge: bool
     backend: str | None
 
 
@@ -131,6 +133,17 @@ def _parser() -> argparse.ArgumentParser:
         "--cacert", metavar="FILE", help="trust the authorities in this PEM file, and no others"
     )
     trust.add_argument("--insecure", action="store_true", help="do not check the server's certificate")
+    protocol = parser.add_mutually_exclusive_group()
+    protocol.add_argument(
+        "--http2",
+        action="store_true",
+        help="offer HTTP/2 over TLS; the server chooses. Without TLS it is HTTP/1.1",
+    )
+    protocol.add_argument(
+        "--http2-prior-knowledge",
+        action="store_true",
+        help="speak HTTP/2 and nothing else, without TLS too: the server is known to understand it",
+    )
     add("--backend", metavar="NAME", help="network backend: sync (the default), or one that a package offers")
     add("--version", action="version", version=f"lamina {__version__}")
     return parser

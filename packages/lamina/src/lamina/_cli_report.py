@@ -16,6 +16,8 @@ from ._waterfall import ASCII_BAR, BAR, Span, draw, spans_of
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from lamina_pool import Request
+
 SHORT_NAMES = {
     "commonName": "CN",
     "countryName": "C",
@@ -68,21 +70,25 @@ class Report:
                 self._stream = info["return_value"]
                 self._write_tls(self._stream.get_extra_info("ssl_object"))
             case "http11.send_request_headers.started":
-                self._moments["sending"] = now
-                request = info["request"]
-                self._write_head(
-                    ">", f"{_text(request.method)} {_text(request.url.target)} HTTP/1.1", request.headers
-                )
-            case "http11.send_request_body.started" if self._has_body:
+                self._write_request(info["request"], "HTTP/1.1", now)
+            case "http2.send_request_headers.started":
+                self._write_request(info["request"], "HTTP/2", now)
+            case "http11.send_request_body.started" | "http2.send_request_body.started" if self._has_body:
                 self._moments["uploading"] = now
-            case "http11.send_request_body.complete" if self._has_body:
+            case "http11.send_request_body.complete" | "http2.send_request_body.complete" if self._has_body:
                 self._moments["sent"] = now
             case "http11.receive_response_headers.complete":
-                self._moments["answered"] = now
                 version, status, reason, headers = info["return_value"]
-                self._write_head("<", f"{_text(version)} {status} {_text(reason)}".rstrip(), headers)
+                self._write_response(f"{_text(version)} {status} {_text(reason)}".rstrip(), headers, now)
+            case "http2.receive_response_headers.complete":
+                status, headers = info["return_value"]
+                self._write_response(f"HTTP/2 {status}", headers, now)
             case "connection.retry.started":
                 self._write("* trying again")
+
+    def answered(self, stream_id: int) -> None:
+        """The response came on this stream of an HTTP/2 connection."""
+        self._write(f"* on stream {stream_id}")
 
     def finished(self) -> None:
         """The body is complete."""
@@ -127,6 +133,15 @@ class Report:
         self._write(f"* {ssl_object.version()}, {ssl_object.cipher()[0]}, {agreed}")
         for line in certificate_lines(ssl_object.getpeercert(), ssl_object.getpeercert(True), time.time()):
             self._write(f"* {line}")
+
+    def _write_request(self, request: Request, version: str, now: float) -> None:
+        self._moments["sending"] = now
+        line = f"{_text(request.method)} {_text(request.url.target)} {version}"
+        self._write_head(">", line, request.headers)
+
+    def _write_response(self, line: str, headers: Iterable[tuple[bytes, bytes]], now: float) -> None:
+        self._moments["answered"] = now
+        self._write_head("<", line, headers)
 
     def _write_head(self, mark: str, first: str, headers: Iterable[tuple[bytes, bytes]]) -> None:
         self._write(f"{mark} {first}")

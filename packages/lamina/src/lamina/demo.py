@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib.util
 import io
 import socket
 import sys
@@ -24,6 +23,7 @@ import lamina
 
 from ._demo_backends import CONTENDERS, LIMIT, Contender, Scene
 from ._demo_server import DemoServer
+from ._installed import is_installed
 from ._waterfall import draw, spans_of
 
 if TYPE_CHECKING:
@@ -39,7 +39,10 @@ MEGABYTE = 1_000_000
 
 TRUSTME = "trustme"
 MOCK = "lamina[mock]"
+HTTP2 = "lamina[http2,mock]"
 """What some rows need, as one writes it after `pip install`."""
+
+MODULES = {MOCK: ("lamina_mock",), HTTP2: ("lamina_mock", "h2")}
 
 COLUMNS = (39, 46, 11, 8)
 """Of the first table: what, result, connections, milliseconds."""
@@ -95,7 +98,7 @@ class Stage:
         """What has to be installed for a row, and is not."""
         if row.needs == TRUSTME:
             return "" if self.secure is not None else TRUSTME
-        return row.needs if row.needs and not _is_installed("lamina_mock") else ""
+        return "" if all(map(is_installed, MODULES.get(row.needs, ()))) else row.needs
 
     def scene(self) -> Scene:
         """What the backends have to know."""
@@ -271,24 +274,71 @@ def untrusted(stage: Stage) -> Seen:
 
 def many_threads(stage: Stage) -> Seen:
     """More threads than connections."""
-    wrong: list[object] = []
-    served: list[int] = []
+    with stage.pool(max_connections=4) as pool:
+        right = _ask_in_threads(pool, stage.url("/number/"), threads=32, requests=25)
+    return Seen(f"{right} right answers, {32 * 25 - right} others", right == 32 * 25)
+
+
+def _ask_in_threads(pool: lamina.ConnectionPool, url: str, *, threads: int, requests: int) -> int:
+    """How many of the requests are answered by the number that stands behind the URL."""
+    right: list[int] = []
 
     def work(first: int) -> None:
-        for n in range(first, first + 25):
+        for n in range(first, first + requests):
             try:
-                answer: object = pool.request("GET", stage.url(f"/number/{n}")).content
-            except lamina.LaminaError as error:
-                answer = error
-            (served if answer == b"%d" % n else wrong).append(n)
+                answer = pool.request("GET", f"{url}{n}").content
+            except lamina.LaminaError:
+                continue
+            if answer == b"%d" % n:
+                right.append(n)
 
-    with stage.pool(max_connections=4) as pool:
-        threads = [threading.Thread(target=work, args=(1000 * n,)) for n in range(32)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    return Seen(f"{len(served)} right answers, {len(wrong)} others", len(served) == 32 * 25)
+    workers = [threading.Thread(target=work, args=(1000 * n,)) for n in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return len(right)
+
+
+def http2(stage: Stage) -> Seen:
+    """Several threads share a connection."""
+    del stage
+    from lamina_mock import MockServer
+
+    with (
+        MockServer(lambda request: request.target[1:], http2=True) as server,
+        lamina.ConnectionPool(network_backend=server.backend, http1=False, http2=True) as pool,
+    ):
+        right = _ask_in_threads(pool, "http://demo.test/", threads=10, requests=20)
+        connections = len(server.connections)
+    return Seen(f"{right} right answers over {connections} connection", (right, connections) == (200, 1))
+
+
+def http2_slots(stage: Stage) -> Seen:
+    """A server that takes only two requests at a time on each connection, and half a second for each."""
+    del stage
+    import asyncio
+
+    from lamina_mock import MockServer, VirtualClock
+
+    async def ask_all() -> tuple[list[bytes], int, float]:
+        async with lamina.AsyncConnectionPool(
+            network_backend=server.async_backend, http1=False, http2=True
+        ) as pool:
+            targets = [f"http://demo.test/{n}" for n in range(20)]
+            responses = await asyncio.gather(*(pool.request("GET", target) for target in targets))
+            return [response.content for response in responses], len(server.connections), clock()
+
+    with (
+        VirtualClock() as clock,
+        MockServer(
+            lambda request: request.target[1:], http2=True, latency=0.5, max_concurrent_streams=2
+        ) as server,
+    ):
+        answers, connections, seconds = asyncio.run(ask_all())
+    right = answers == [b"%d" % n for n in range(20)]
+    text = f"20 right answers over {connections} connections in {seconds:.1f} s"
+    return Seen(text if right else "wrong answers", right and (connections, seconds) == (10, 0.5))
 
 
 def mock(stage: Stage) -> Seen:
@@ -316,6 +366,8 @@ ROWS = (
     Row("answer that is not HTTP", no_http, 1),
     Row("certificate that nobody trusts", untrusted, 1, needs=TRUSTME),
     Row("800 requests, 32 threads, 4 connections", many_threads, 4),
+    Row("HTTP/2 in memory, 10 threads", http2, 0, needs=HTTP2),
+    Row("HTTP/2, 2 streams, virtual time", http2_slots, 0, needs=HTTP2),
     Row("mock backend, no network", mock, 0, needs=MOCK),
 )
 
@@ -450,7 +502,7 @@ def _print_cells(*cells: str) -> None:
 
 
 def _is_left_out(contender: Contender) -> bool:
-    return not all(map(_is_installed, contender.modules))
+    return not all(map(is_installed, contender.modules))
 
 
 def _show_waterfall(stage: Stage) -> None:
@@ -475,13 +527,6 @@ def _show_waterfall(stage: Stage) -> None:
     print(f"GET {url}, which takes the server 15 ms\n")
     for line in draw(spans_of(timings or (), moments)):
         print(f"  {line}")
-
-
-def _is_installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):  # a finder that refuses it, or `None` in `sys.modules`
-        return False
 
 
 def _first_line(data: bytes) -> str:

@@ -120,16 +120,18 @@ class ResponseBody:
     async def _receive_traced(self, trace: Tracer) -> bytes:
         if not self._is_traced:
             self._is_traced = True
-            await trace.started("receive_response_body", {"request": self._request})
+            await trace.started(
+                "receive_response_body", {"request": self._request, **self._connection.extensions}
+            )
         try:
             data = await self._receive()
         except BaseException as error:
             await trace.failed("receive_response_body", error)
-            await trace.around("response_closed", {}, _nothing)
+            await trace.around("response_closed", {**self._connection.extensions}, _nothing)
             raise
         if not self._is_open:
             await trace.complete("receive_response_body")
-            await trace.around("response_closed", {}, _nothing)
+            await trace.around("response_closed", {**self._connection.extensions}, _nothing)
         return data
 
     def _after_the_end(self) -> bytes:
@@ -163,7 +165,7 @@ class ResponseBody:
                 raise
             self._give_back_whole()
             if self._trace is not None:
-                await self._trace.around("response_closed", {}, _nothing)
+                await self._trace.around("response_closed", {**self._connection.extensions}, _nothing)
         finally:
             self._reading.release()
 

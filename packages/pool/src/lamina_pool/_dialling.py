@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from lamina_interfaces import Phase, Runtime, SocketOption
 
     from ._checks import Timeouts
+    from ._http2_connection import HTTP2Connection
     from ._io import Connection, Stream, World
     from ._models import Request
     from ._pool import Claim
@@ -237,6 +238,8 @@ class Dialler:
         if request.url.scheme in (b"https", b"wss"):
             # The first default context of the process takes a while to build: not at the cost of the time-out.
             dial.ssl_context = self._options.ssl_context or shared_ssl_context(dial.protocols)
+        if "h2" in dial.protocols:
+            _http2_connection()  # now, while no server waits for us
         for delay in _backoff(self._options.retries):
             try:
                 await self._connect(dial, request, timeouts.connect, trace)
@@ -255,9 +258,7 @@ class Dialler:
             protocol = "h2"  # by prior knowledge
         if protocol != "h2":
             return HTTP11Connection(stream, self._runtime)
-        from ._http2_connection import HTTP2Connection  # lazily: h2 takes 60 ms, and is an extra
-
-        return HTTP2Connection(
+        return _http2_connection()(
             stream,
             self._runtime,
             is_blocking=self._world.is_blocking,
@@ -337,6 +338,13 @@ class Dialler:
                 "speak here",
                 phase="tls",
             )
+
+
+def _http2_connection() -> type[HTTP2Connection]:
+    """The class. Lazily: h2 takes 60 ms to import, and is an extra."""
+    from ._http2_connection import HTTP2Connection
+
+    return HTTP2Connection
 
 
 def _chosen(stream: Stream) -> str | None:

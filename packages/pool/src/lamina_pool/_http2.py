@@ -247,6 +247,7 @@ class HTTP2Session:
     Attributes:
         failure: why the connection is over.
         is_draining: it takes no further streams: the server or we have said so, or the numbers are used up.
+        last_id: the last stream that the server has said it deals with, in its farewell; `None` before that.
         opened: how many streams there were.
         last_received: when bytes came last.
         bytes_received: how many.
@@ -279,7 +280,7 @@ class HTTP2Session:
         self._reader = FrameReader()
         self._patience = Patience()
         self._news: dict[HTTP2Stream, None] = {}
-        self._last_id: int | None = None
+        self.last_id: int | None = None
         self._farewell = ""
         # Windows.
         self._window_left = CONNECTION_WINDOW
@@ -787,14 +788,14 @@ class HTTP2Session:
             raise ConnectionFault(FRAME_SIZE_ERROR, f"the server sent GOAWAY of {len(payload)} bytes")
         self._patience.note_idle_frame()
         last_id = _UINT32.unpack_from(payload)[0] & 0x7FFFFFFF
-        # A second one may take less, never more (section 6.8): what was refused was sent elsewhere by now.
-        self._last_id = last_id if self._last_id is None else min(last_id, self._last_id)
+        # A second one may refuse more (section 6.8). It cannot take back: what was refused is closed.
+        self.last_id = last_id
         self.is_draining = True
         debug = payload[8 : 8 + MAX_QUOTE]
         self._farewell = (
             f"GOAWAY, {error_name(_UINT32.unpack_from(payload, 4)[0])}{f', {debug!r}' if debug else ''}"
         )
-        for stream in [stream for stream in self._streams.values() if stream.id > self._last_id]:
+        for stream in [stream for stream in self._streams.values() if stream.id > last_id]:
             stream.is_refused = not stream.has_answer_begun
             if not stream.has_ended:
                 stream.failure = RemoteProtocolError(
@@ -808,7 +809,6 @@ class HTTP2Session:
     def _fail(self, message: str, code: int | None = None, cause: BaseException | None = None) -> None:
         self.failure = RemoteProtocolError(message, phase="read")
         self.failure.__cause__ = cause and cause.with_traceback(None)
-        self._h2.clear_outbound_data_buffer()  # its own GOAWAY
         if code is not None:
             self._say_goodbye(code)
         for stream in list(self._streams.values()):

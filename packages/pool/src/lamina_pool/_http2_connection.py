@@ -125,6 +125,7 @@ class HTTP2Connection:
         self._is_writing = False  # with a stream that only knows `write`
         self._unsent = memoryview(b"")
         self._write_failure: LaminaError | None = None
+        self._write_failed_at = 0.0
         self._is_announced_closed = False
         self._announced = self.capacity
 
@@ -200,14 +201,17 @@ class HTTP2Connection:
         try:
             result = step()
         except LaminaError:
-            self._is_torn = False  # that was our own, and complete
+            self._finish_step()  # that was our own, and complete
             raise
+        self._finish_step()
+        return result
+
+    def _finish_step(self) -> None:
         while self._put_off:
             self._put_off.popleft()()
         if self._is_prompt:
             self._send()
         self._is_torn = False
-        return result
 
     def announce(self) -> None:
         """Tell the pool if the capacity has changed. Not in a step."""
@@ -279,9 +283,16 @@ class HTTP2Connection:
 
     async def _sleep(self, exchange: HTTP2Exchange, limit: Limit) -> None:
         event = self._asleep[exchange]
+        until = limit
+        if self._write_failure is not None:
+            # The reader may have begun before that, and know nothing of it.
+            until = Limit(_sooner(limit.remaining(), self._patience()), self._now, limit.phase)
         try:
-            if not await limit.wait_for(event, self.runtime) and limit.expired():
-                raise limit.error()
+            if not await until.wait_for(event, self.runtime):
+                if limit.expired():
+                    raise limit.error()
+                if until is not limit:
+                    self._keep_watch()
         except BaseException:
             limit.interrupted()
             raise
@@ -317,6 +328,9 @@ class HTTP2Connection:
         patience = self._patience()
         if self.is_congested:
             patience = _sooner(patience, GLANCE_SECONDS)  # whoever writes may stop doing so at any time
+        if self._write_failure is not None and self._is_silent():
+            self.step(self.fail, self._write_failure)
+            return
         is_done = False
         try:
             try:
@@ -339,6 +353,12 @@ class HTTP2Connection:
         if not self._is_prompt and self.session.has_output:
             await self.flush_quietly()
 
+    def _is_silent(self) -> bool:
+        """Whether nothing can be read, on a stream that may know no time limit."""
+        if self._is_prompt or self.stream.is_watchful:
+            return False
+        return self.stream.get_extra_info("is_readable") is False
+
     def _receive(self, data: bytes) -> None:
         session = self.session
         for stream in session.receive(data, self._now()):
@@ -355,14 +375,17 @@ class HTTP2Connection:
     async def read_left_over(self, exchange: HTTP2Exchange) -> None:
         """Before a request: take what has come since somebody read last. A server says so when it closes."""
         for _ in range(LEFT_OVER_READS):
-            if self.failure is not None or self.step(self._begin_reading, exchange) is not None:
+            if self.failure is not None:
                 return
             try:
+                if self.step(self._begin_reading, exchange) is not None:
+                    return
                 if not self.stream.get_extra_info("is_readable"):
                     return
                 await self._read(exchange, Limit(None, self._now, "read"))
             finally:
-                self.step(self._leave_role, exchange)
+                if self._reader is exchange:
+                    self.step(self._leave_role, exchange)
                 self.announce()
 
     def _begin_reading(self, exchange: HTTP2Exchange) -> HTTP2Exchange | None:
@@ -374,7 +397,8 @@ class HTTP2Connection:
     def _patience(self) -> float | None:
         """How long a reader may wait before it has to look after the connection."""
         if self._write_failure is not None:
-            return LATE_ANSWER_SECONDS
+            begin = max(self._write_failed_at, self.session.last_received)
+            return max(0.0, begin + LATE_ANSWER_SECONDS - self._now())
         if self._ping_interval is None:
             return None
         sent_at = self.session.ping_sent_at
@@ -389,10 +413,10 @@ class HTTP2Connection:
         self.announce()
 
     def _look_after(self) -> None:
-        if self._write_failure is not None:
-            self.fail(self._write_failure)
-        elif self._patience() == 0.0:
-            if self.session.ping_sent_at is None:
+        if self._patience() == 0.0:
+            if self._write_failure is not None:
+                self.fail(self._write_failure)
+            elif self.session.ping_sent_at is None:
                 self.session.ping(self._now())
             else:
                 self.fail(
@@ -474,6 +498,7 @@ class HTTP2Connection:
         """What was sent before may yet be answered, so reading goes on for a while."""
         if self._write_failure is None:
             self._write_failure = error
+            self._write_failed_at = self._now()
             self._unsent = memoryview(b"")
             self._wake_all()
 

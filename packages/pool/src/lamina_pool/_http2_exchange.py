@@ -107,13 +107,13 @@ class HTTP2Exchange:
             if trace is None:
                 await self._send_body(first, framing, body, timeouts)
             else:
-                info = {"request": request}
+                info = {"request": request, **self.extensions}
                 await trace.around("send_request_body", info, self._send_body, first, framing, body, timeouts)
         else:
             await self._connection.flush(Limit(timeouts.write, self._connection.runtime.now, "write"))
         if trace is None:
             return await self._receive_head(timeouts.read)
-        await trace.started("receive_response_headers", {"request": request})
+        await trace.started("receive_response_headers", {"request": request, **self.extensions})
         try:
             head = await self._receive_head(timeouts.read)
         except BaseException as error:
@@ -309,7 +309,8 @@ class HTTP2Exchange:
         assert failure is not None
         cause = connection.copy_of(failure)
         if stream.is_refused:
-            return StaleConnectionError(cause, 0, is_refusal=True)
+            # A server that recycles its connections refuses again and again, and yet gets on.
+            return StaleConnectionError(cause, 0, is_futile=not connection.session.last_id)
         if connection.failure is not None and not stream.has_answer_begun and not self._is_first:
             explained = RemoteProtocolError(
                 "the connection ended without an answer to this request; whether it was processed is not known",

@@ -95,14 +95,14 @@ class StaleConnectionError(Exception):
     Attributes:
         cause: what the caller is told if it is not sent again.
         bytes_sent: how many bytes of the request the server may have processed; 0 only if none can have been.
-        is_refusal: the server has said so itself, and may do so again and again.
+        is_futile: the server refuses it, and deals with no other request on that connection either, or may.
     """
 
-    def __init__(self, cause: LaminaError, bytes_sent: int, *, is_refusal: bool = False) -> None:
+    def __init__(self, cause: LaminaError, bytes_sent: int, *, is_futile: bool = False) -> None:
         super().__init__(str(cause))
         self.cause = cause
         self.bytes_sent = bytes_sent
-        self.is_refusal = is_refusal
+        self.is_futile = is_futile
 
 
 class Exchange(Protocol):

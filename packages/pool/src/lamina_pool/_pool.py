@@ -68,7 +68,7 @@ T = TypeVar("T")
 
 
 MAX_REFUSALS = 5
-"""How often a request is sent again though servers that do nothing else have refused it (REFUSED_STREAM, GOAWAY)."""
+"""How often a request is sent again though servers have refused it that dealt with no other one either."""
 
 
 class ConnectionKey(NamedTuple):
@@ -330,7 +330,7 @@ class Pool:
                     head = await connection.send_request(request, framing, body, timeouts)
                 except StaleConnectionError as stale:
                     connection.give_up()
-                    refusals += stale.is_refusal
+                    refusals += stale.is_futile
                     is_unsent = stale.bytes_sent == 0
                     is_safe = is_unsent or (framing.is_idempotent and framing.is_replayable)
                     is_hopeless = has_failed or refusals > MAX_REFUSALS

@@ -23,7 +23,9 @@ Where a connection carries several requests at once, more rules are needed:
 - A connection that for the moment may carry nothing, by its server's word, is waited for as a dial is. A new one
   would fare no better.
 - A dial can be detached from the request that began it, so that it outlives it: somebody else dials on, and the
-  request waits, before all others of its origin. A detached dial is given up when the last who waited has gone.
+  request waits, before all others of its origin. Whoever dials on wants no place on the connection: it is released
+  when the connection opens, in the same event, so that those who wait get all places that there are. A detached dial
+  is given up when the last who waited has gone.
 - A connection that takes no more requests is retired: closed when it carries none. A request that it has not served
   asks again, and waits, if it must, before all others of its origin.
 
@@ -40,7 +42,8 @@ from the common queue back to their line when they are met at its head.
 
 An exception can strike in the middle of an event: KeyboardInterrupt does, anywhere. Everything can be computed again
 from two dictionaries, of slots and of waiters, and from the states of their entries; `rebuild` does so. For this a
-state is set last when something is given, and whoever gets something is entered before.
+state is set last when something is given, and whoever gets something is entered before. The waiter that the event is
+about may let go at any moment: to `rebuild` it is one that holds nothing.
 """
 
 from __future__ import annotations
@@ -384,8 +387,9 @@ class Scheduler:
     def detach(self, waiter: Waiter, dial_waiter: Waiter, now: float) -> Sequence[Action]:
         """A request that dials has somebody else dial on, and waits like the others that the dial is to serve.
 
-        Whoever goes on calls `opened` with its own waiter and then `release`s it: the connection is not for itself. If
-        this event is interrupted, `dial_waiter` has taken the dial over if its state says so.
+        Whoever goes on calls `opened` with its own waiter, and has nothing to give back then: the connection is not for
+        itself. If there is none, it `release`s its waiter. If this event is interrupted, `dial_waiter` has taken the
+        dial over if its state says so.
 
         Args:
             waiter: the request's token, which is `DIALLING`. Afterwards it is `PARKED`, before all others of its
@@ -417,9 +421,12 @@ class Scheduler:
     def opened(self, waiter: Waiter, connection: Any, now: float, capacity: int = 1) -> Sequence[Action]:
         """The connection that this waiter was asked to open is open. The waiter is the first to use it.
 
-        Where the dial was detached the first is whoever waits; the waiter that dialled holds it besides.
+        Where the dial was detached the first is whoever waits, and the waiter that dialled is `DONE`: it holds nothing,
+        and to release it does nothing. If nobody waits, the connection idles.
 
-        If the pool was closed meanwhile the waiter is refused, and the caller closes the connection itself.
+        If the pool was closed meanwhile the waiter is refused, and the caller closes the connection itself. If this
+        event is interrupted, the connection is the pool's if the waiter is `GRANTED`. Otherwise the caller closes it,
+        since it may be nobody's; whoever was granted it by then finds it dead, and asks again.
         """
         slot = self._slot_of(waiter, WaiterState.DIALLING)
         actions: list[Action] = []
@@ -434,10 +441,15 @@ class Scheduler:
         slot.state = SlotState.OPEN
         slot._retires_at = now + self.limits.max_age * (1.0 - self.limits.age_jitter * self._random())
         origin.expect(capacity)
-        if slot._is_detached and capacity > 0 and (first := origin.first_in_line()) is not None:
-            # Not left to `_offer`, to which the connection may be too old, or full with one that does not use it.
-            self._serve(first, slot, actions)
-        self._grant(waiter, slot)
+        if not slot._is_detached:
+            self._grant(waiter, slot)
+        else:
+            self._dismiss(waiter)
+            if capacity > 0 and (first := origin.first_in_line()) is not None:
+                # Not left to `_offer`, to which the connection may be too old already, or another origin's.
+                self._serve(first, slot, actions)
+            else:
+                self._let_idle(slot, now)
         self._offer(slot, now, actions)
         self._settle(origin, actions)
         return actions or _NOTHING
@@ -457,10 +469,8 @@ class Scheduler:
                 request; `None` if it was not asked anything, so that its earlier word stands.
         """
         state, slot = waiter.state, waiter.slot
-        waiter.slot, waiter.state = None, WaiterState.DONE
-        if waiter not in self._waiters:
+        if not self._dismiss(waiter):
             return _NOTHING
-        del self._waiters[waiter]
         actions: list[Action] = []
         if state is WaiterState.PARKED:
             self._unpark(waiter)
@@ -594,8 +604,7 @@ class Scheduler:
             caller sees to it that doing any of it twice does no harm.
         """
         if abandoned is not None:
-            abandoned.slot, abandoned.state = None, WaiterState.DONE
-            self._waiters.pop(abandoned, None)
+            self._dismiss(abandoned)
         self._origins = {}
         self._idle, self._promised, self._queue = OrderedDict(), OrderedDict(), OrderedDict()
         self._dialling = self._closing = self._waiting = self._requests = 0
@@ -711,10 +720,21 @@ class Scheduler:
         self._requests -= 1
         slot._origin.spare.pop(slot, None)  # it comes back on top
         if slot.in_use == 0 and not slot._is_retired:
-            ours = now + self.limits.idle_seconds
-            theirs = slot._expires_at if idle_seconds is None else now + idle_seconds
-            slot._expires_at = min(ours, theirs)
-            self._idle[slot] = None
+            self._let_idle(slot, now, idle_seconds)
+
+    def _let_idle(self, slot: Slot, now: float, idle_seconds: float | None = None) -> None:
+        ours = now + self.limits.idle_seconds
+        theirs = slot._expires_at if idle_seconds is None else now + idle_seconds
+        slot._expires_at = min(ours, theirs)
+        self._idle[slot] = None
+
+    def _dismiss(self, waiter: Waiter) -> bool:
+        """The waiter holds nothing any more. Returns whether it was one of ours, and might have."""
+        waiter.slot, waiter.state = None, WaiterState.DONE
+        if waiter not in self._waiters:
+            return False
+        del self._waiters[waiter]
+        return True
 
     def _dial(self, waiter: Waiter, origin: _Origin) -> None:
         slot = Slot(origin)
