@@ -266,6 +266,16 @@ class BlockingStream:
     async def write_until_readable(self, buffer: Any, timeout: Any = None) -> int:
         return cast("int", self.blocking.write_until_readable(buffer, timeout=timeout))
 
+    def write_now(self, buffer: Any) -> int:
+        return cast("int", self.blocking.write_now(buffer))
+
+    async def wait_writable(self, timeout: Any = None) -> None:
+        self.blocking.wait_writable(timeout=timeout)
+
+    @property
+    def has_unsent(self) -> bool:
+        return cast("bool", self.blocking.has_unsent)
+
     async def start_tls(
         self, ssl_context: Any, server_hostname: Any = None, timeout: Any = None
     ) -> BlockingStream:

@@ -503,7 +503,7 @@ def test_a_break_ends_the_wait_and_the_writing(depth: int, when: str, reads: boo
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs timers that interrupt")
 def test_an_interrupted_wait_goes_on_later(depth: int) -> None:
-    """D09."""
+    """As for every connection that breaks."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

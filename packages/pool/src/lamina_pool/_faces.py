@@ -68,7 +68,7 @@ class BodyFace:
     __slots__ = ("_returned", "has_begun")
 
     def __init__(self) -> None:
-        self._returned: BytesLike | None = None
+        self._returned: Any = None
         self.has_begun = False
 
     async def next(self) -> Any:
@@ -85,7 +85,7 @@ class BodyFace:
         """The next piece from the caller's iterator, or `END`."""
         raise NotImplementedError
 
-    def put_back(self, piece: BytesLike) -> None:
+    def put_back(self, piece: Any) -> None:
         self._returned = piece
         self.has_begun = False
 

@@ -94,6 +94,12 @@ SMALL_DATA = 512
 SILENCE_SECONDS = 1.0
 """After so long without a byte the frames are counted from 0: a PING now and then, for days, is no flood."""
 
+SMALL_INCREMENT = 64
+"""Bytes below which a WINDOW_UPDATE counts as a frame without progress."""
+
+AMPLE_WINDOW = 1024 * 1024
+"""Bytes of a window of the server's above which every WINDOW_UPDATE for it does."""
+
 MAX_UNSENT = 1024 * 1024
 """The most bytes of answers to the server's frames that may wait to be sent: beyond, it does not read."""
 
@@ -379,6 +385,10 @@ class HTTP2Session:
             stream._window += extra
             self._open_window(stream, extra)
         return stream
+
+    def presume(self, streams: int) -> None:
+        """Open no more streams than these before the server has named a number: others of its connections had it."""
+        self._limit = min(streams, self._limit)
 
     def send_data(self, stream: HTTP2Stream, data: memoryview) -> int:
         """Send a piece of the request's body, as far as the windows allow.
@@ -705,9 +715,11 @@ class HTTP2Session:
         self._close(stream)
 
     def _read_window_update(self, stream_id: int, payload: bytes) -> None:
-        self._patience.note_idle_frame()
         increment = _UINT32.unpack(payload)[0] & 0x7FFFFFFF
         stream = self._streams.get(stream_id)
+        window = (self._h2 if stream is None else self._h2.streams[stream_id]).outbound_flow_control_window
+        if increment < SMALL_INCREMENT or window > AMPLE_WINDOW or (stream_id and stream is None):
+            self._patience.note_idle_frame()
         if not stream_id:
             if not 0 < increment <= _MAX_WINDOW - self._h2.outbound_flow_control_window:
                 raise ConnectionFault(

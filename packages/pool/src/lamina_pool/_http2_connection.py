@@ -42,6 +42,7 @@ from lamina_interfaces import (
     Limit,
     ReadError,
     TimeoutException,
+    interruptions,
 )
 
 from ._faces import pieces_of
@@ -63,6 +64,9 @@ FAREWELL_SECONDS = 1.0
 
 LATE_ANSWER_SECONDS = 1.0
 """How long is still read after writing has failed. Answers that had been sent before are here already, or nearly."""
+
+DOUBT_SECONDS = 1.0
+"""After a request that has heard nothing for so long, the connection takes no other one before a sign of life."""
 
 LEFT_OVER_READS = 64
 """How often, at most, is read what has come while nobody waited, before a connection is used again."""
@@ -124,8 +128,10 @@ class HTTP2Connection:
         self._writer: HTTP2Exchange | None = None  # waits until more can be written
         self._is_writing = False  # with a stream that only knows `write`
         self._unsent = memoryview(b"")
+        self._was_congested = False
         self._write_failure: LaminaError | None = None
         self._write_failed_at = 0.0
+        self._doubted_at: float | None = None
         self._is_announced_closed = False
         self._announced = self.capacity
 
@@ -134,6 +140,11 @@ class HTTP2Connection:
     def begin(self) -> HTTP2Exchange:
         """What one request has of it."""
         return HTTP2Exchange(self)
+
+    def presume(self, streams: int) -> None:
+        """Carry no more requests than these at once, until the server has said how many it allows."""
+        self.session.presume(streams)
+        self._announced = self.capacity
 
     @property
     def capacity(self) -> int:
@@ -171,7 +182,10 @@ class HTTP2Connection:
 
     def _end(self, close: Callable[[], None]) -> None:
         if os.getpid() != self._pid:
-            close()  # of the parent's threads one may have held the lock
+            # Of the parent's threads one may have held the lock, in the midst of a step.
+            self._lock, self._is_torn = RLock(), False
+            self.failure = ReadError(_CLOSED, phase="read")
+            close()
             return
         try:
             self.step(self.fail, ReadError(_CLOSED, phase="read"))
@@ -218,9 +232,15 @@ class HTTP2Connection:
         capacity, is_retired = self.capacity, self.is_retired
         if capacity == self._announced and is_retired is self._is_announced_closed:
             return
-        self._announced, self._is_announced_closed = capacity, is_retired
-        if self.on_change is not None:
-            self.on_change(self)
+        is_told = False
+        try:
+            self._announced, self._is_announced_closed = capacity, is_retired
+            if self.on_change is not None:
+                self.on_change(self)
+            is_told = True
+        finally:
+            if not is_told:
+                self._announced = -1  # an interrupt; the pool must hear of it all the same
 
     def fail(self, error: LaminaError) -> None:
         """Nothing goes in or out any more; every request that is not done is told. In a step."""
@@ -244,6 +264,7 @@ class HTTP2Connection:
         Raises:
             TimeoutException: the limit's error. Nothing is lost or broken by it, nor by a cancellation.
         """
+        exchange.waits_since = self._now()
         while True:
             try:
                 act = self.step(self._take_role, exchange, is_ready)
@@ -261,6 +282,7 @@ class HTTP2Connection:
         is_stuck = self._writer is None and self.is_congested
         if is_stuck:
             self._writer = exchange
+            self._was_congested = True
         if self._reader is None:
             self._reader = exchange
             return self._read_and_write if is_stuck else self._read
@@ -302,7 +324,7 @@ class HTTP2Connection:
         await self._wait_writable(limit, GLANCE_SECONDS)
 
     async def _read_and_write(self, exchange: HTTP2Exchange, limit: Limit) -> None:
-        await self._wait_writable(limit, self._patience())
+        await self._wait_writable(limit, self._time_to_wait())
         self.step(self._stop_writing, exchange)
         if self.stream.get_extra_info("is_readable"):
             await self._read(exchange, limit)
@@ -325,7 +347,7 @@ class HTTP2Connection:
 
     async def _read(self, exchange: HTTP2Exchange, limit: Limit) -> None:
         """Read once, for all."""
-        patience = self._patience()
+        patience = self._time_to_wait()
         if self.is_congested:
             patience = _sooner(patience, GLANCE_SECONDS)  # whoever writes may stop doing so at any time
         if self._write_failure is not None and self._is_silent():
@@ -347,6 +369,9 @@ class HTTP2Connection:
                 self.step(self._receive, data)
                 is_done = True
         except BaseException as error:
+            if not isinstance(error, Exception):
+                for interruption in interruptions():
+                    interruption.phase = limit.phase  # the stream knows only that it was reading
             if not is_done and (self._is_blocking or not _is_cancellation(error)):
                 self.step(self.fail, ReadError(_TORN, phase="read"))  # bytes may be lost
             raise
@@ -372,8 +397,23 @@ class HTTP2Connection:
                 self._send()  # the peer is told why
             self.fail(session.failure)
 
+    async def look(self) -> None:
+        """While it may carry nothing: see whether the server has changed its mind."""
+        await self.read_left_over(self.begin())
+
     async def read_left_over(self, exchange: HTTP2Exchange) -> None:
         """Before a request: take what has come since somebody read last. A server says so when it closes."""
+        await self._read_what_is_here(exchange)
+        if self._doubted_at is not None:
+            self.step(self._settle_doubt)
+            self.announce()
+
+    def _settle_doubt(self) -> None:
+        if self._doubted_at is not None and self.session.last_received <= self._doubted_at:
+            self.session.goaway()  # the server is silent still
+        self._doubted_at = None
+
+    async def _read_what_is_here(self, exchange: HTTP2Exchange) -> None:
         for _ in range(LEFT_OVER_READS):
             if self.failure is not None:
                 return
@@ -406,6 +446,13 @@ class HTTP2Connection:
             (self.session.last_received, self._ping_interval) if sent_at is None else (sent_at, self._ping_timeout)
         )
         return max(0.0, begin + seconds - self._now())
+
+    def _time_to_wait(self) -> float | None:
+        """The same for one who can look: what has come, and nobody has read, tells more than the clock."""
+        patience = self._patience()
+        if patience == 0.0 and self.stream.get_extra_info("is_readable"):
+            return GLANCE_SECONDS
+        return patience
 
     def _keep_watch(self) -> None:
         """Nothing came for as long as `_patience` has said, or not quite."""
@@ -471,7 +518,9 @@ class HTTP2Connection:
         """Hand over what there is to be sent, as far as the system takes it. In a step."""
         if self._writer is not None or self._write_failure is not None or self.failure is not None:
             return  # whoever waits until it can be written will do it
-        was_congested = self.is_congested
+        # What waits in the stream may go out by itself, or by a read: so it is remembered from step to step.
+        was_congested = self._was_congested or self.is_congested
+        self._was_congested = True
         try:
             while self._unsent or self.session.has_output:
                 if not self._unsent:
@@ -484,7 +533,8 @@ class HTTP2Connection:
         except LaminaError as error:
             self._fail_writing(error)
             return
-        if was_congested and not self.is_congested:
+        self._was_congested = self.is_congested
+        if was_congested and not self._was_congested:
             for exchange, event in self._asleep.items():
                 if exchange.is_sending:
                     event.set()
@@ -492,7 +542,9 @@ class HTTP2Connection:
     @property
     def is_congested(self) -> bool:
         """Whether the system takes no more at present, so that somebody has to wait for it."""
-        return bool(self._unsent) or (self._is_prompt and self.stream.has_unsent)
+        if not self._is_prompt or self._write_failure is not None:
+            return False  # or nothing will ever be taken
+        return bool(self._unsent) or self.stream.has_unsent
 
     def _fail_writing(self, error: LaminaError) -> None:
         """What was sent before may yet be answered, so reading goes on for a while."""
@@ -511,10 +563,21 @@ class HTTP2Connection:
         """A request has got a stream. In a step."""
         self._exchanges[stream] = exchange
 
-    def leave(self, stream: HTTP2Stream) -> None:
+    def leave(self, exchange: HTTP2Exchange, stream: HTTP2Stream | None) -> None:
         """A request is done with its stream; what the peer still sends on it is dropped. In a step."""
-        if self._exchanges.pop(stream, None) is not None:
+        if stream is not None and self._exchanges.pop(stream, None) is not None:
+            if stream.is_open and not stream.has_ended:
+                self._doubt(exchange)
             self.session.reset(stream)
+        if self._reader is exchange or self._writer is exchange or exchange in self._asleep:
+            self._leave_role(exchange)  # an interrupt has kept it from doing so
+
+    def _doubt(self, exchange: HTTP2Exchange) -> None:
+        """A request is given up. If the server was silent all the while, it is asked for a sign of life."""
+        now = self._now()
+        if self.session.last_received <= exchange.waits_since <= now - DOUBT_SECONDS:
+            self._doubted_at = now
+            self.session.ping(now)
 
     def wake(self, exchange: HTTP2Exchange) -> None:
         """In a step."""

@@ -38,6 +38,7 @@ class HTTP2Exchange:
     """One request on a shared connection: `send_request`, then `receive_body` until `b""`.
 
     Attributes:
+        waits_since: when it began to wait for what it waited for last.
         is_sending: whether it has more to send than could be sent so far.
         bytes_sent: bytes of the request's body that were handed over, and 1 for its head.
     """
@@ -46,6 +47,7 @@ class HTTP2Exchange:
     is_exclusive = False
 
     def __init__(self, connection: HTTP2Connection) -> None:
+        self.waits_since = float("inf")
         self.is_sending = False
         self.bytes_sent = 0
         self._connection = connection
@@ -100,7 +102,7 @@ class HTTP2Exchange:
         try:
             await self._open(framing, first, timeouts, trace=trace, request=request)
         except StaleConnectionError:
-            if body.has_begun and first is not END:
+            if body.has_begun:
                 body.put_back(first)
             raise
         if not self._is_sent:
@@ -309,8 +311,10 @@ class HTTP2Exchange:
         assert failure is not None
         cause = connection.copy_of(failure)
         if stream.is_refused:
-            # A server that recycles its connections refuses again and again, and yet gets on.
-            return StaleConnectionError(cause, 0, is_futile=not connection.session.last_id)
+            # A server that recycles its connections refuses again and again, and yet gets on. One that refuses what
+            # it has said it would deal with does not.
+            last_id = connection.session.last_id
+            return StaleConnectionError(cause, 0, is_futile=not last_id or stream.id <= last_id)
         if connection.failure is not None and not stream.has_answer_begun and not self._is_first:
             explained = RemoteProtocolError(
                 "the connection ended without an answer to this request; whether it was processed is not known",
@@ -341,8 +345,8 @@ class HTTP2Exchange:
 
     def _let_go(self) -> None:
         connection = self._connection
-        if self._stream is not None and connection.failure is None:
-            connection.step(connection.leave, self._stream)
+        if connection.failure is None:
+            connection.step(connection.leave, self, self._stream)
         connection.announce()
 
     def abort(self) -> None:

@@ -254,8 +254,8 @@ class BodySource(Protocol):
         """
         ...
 
-    def put_back(self, piece: BytesLike) -> None:
-        """The only piece that was taken so far was not used, and is to be the first again."""
+    def put_back(self, piece: Any) -> None:
+        """The only piece (or `END`) that was taken so far was not used, and is to be the first again."""
         ...
 
     async def aclose(self) -> None:

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from lamina_interfaces import (
     ArgumentTypeError,
     ConcurrencyError,
+    ConnectError,
     LaminaError,
     Limit,
     PoolClosed,
@@ -69,6 +70,10 @@ T = TypeVar("T")
 
 MAX_REFUSALS = 5
 """How often a request is sent again though servers have refused it that dealt with no other one either."""
+
+
+LOOK_SECONDS = 0.1
+"""How often whoever waits for a connection that may carry nothing for the moment sees whether that has changed."""
 
 
 class ConnectionKey(NamedTuple):
@@ -407,6 +412,8 @@ class Pool:
         connection: Any = claim.connection
         slot = waiter.slot
         if slot is not None and not connection.is_exclusive:
+            if (expected := self._scheduler.expected(claim.key)) is not None:
+                connection.presume(expected)
             connection.on_change = partial(_capacity_changed, weakref.ref(self), slot)
         self._step(self._scheduler.opened, waiter, connection, self._now(), connection.capacity)
         self._settle()
@@ -437,7 +444,9 @@ class Pool:
     async def _dial_alone(
         self, lone: LoneDial, opener: Waiter, request: Request, timeouts: Timeouts, clock: Callable[[], float]
     ) -> None:
-        failure: Exception | None = PoolClosed("the event loop has ended", phase="connect")
+        failure: Exception | None = ConnectError(
+            "the task that opens the connection was cancelled", phase="connect"
+        )
         open_deadline(None, clock)
         try:
             if not lone.is_given_up:
@@ -466,7 +475,9 @@ class Pool:
                     limit = pool_limit
                 else:
                     limit, limit.phase = connect_limit, lone.phase  # its dial has a time limit of its own
-                if not await limit.wait_for(waiter.payload, self._runtime) and limit.expired():
+                if stalled := self._scheduler.stalled(waiter.key):
+                    await self._look_at(stalled, waiter, limit)
+                elif not await limit.wait_for(waiter.payload, self._runtime) and limit.expired():
                     raise self._pool_timeout(limit) if limit is pool_limit else limit.error()
                 # First a new alarm, then a look: what is left undone in between is seen by the one or the other.
                 if waiter.payload.is_set():
@@ -479,6 +490,14 @@ class Pool:
         finally:
             self._sleepers.pop(waiter, None)
             self._settle()  # the alarm may have been meant for anybody
+
+    async def _look_at(self, stalled: list[Slot], waiter: Waiter, limit: Limit) -> None:
+        """Connections that may carry nothing for the moment are read by nobody. Whoever waits for them does it."""
+        await Limit(LOOK_SECONDS, self._now, "pool").wait_for(waiter.payload, self._runtime)
+        if limit.expired():
+            raise self._pool_timeout(limit)
+        for slot in stalled:
+            await slot.connection.look()
 
     def _pool_timeout(self, limit: Limit) -> TimeoutException:
         return limit.error(f"no connection became free: {self._describe_counts()}")
@@ -498,13 +517,16 @@ class Pool:
         for error in interruptions():
             self.explain(error, origin)
 
-    def note_capacity(self, slot: Slot, capacity: int, *, is_retired: bool) -> None:
+    def note_capacity(self, slot: Slot, connection: HTTP2Connection) -> None:
         """A connection can carry more, or fewer, requests at once than before; or takes no more."""
-        if is_retired:
-            self._step(self._scheduler.retire, slot, self._now())
-        else:
-            self._step(self._scheduler.capacity_changed, slot, capacity, self._now())
+        self._step(self._look_at_capacity, slot, connection, self._now())
         self._settle()
+
+    def _look_at_capacity(self, slot: Slot, connection: HTTP2Connection, now: float) -> Sequence[Action]:
+        # Within the step, or of two threads the one with the older number might come last.
+        if connection.is_retired:
+            return self._scheduler.retire(slot, now)
+        return self._scheduler.capacity_changed(slot, connection.capacity, now)
 
     # --- the whole pool ------------------------------------------------------------------------------------
 
@@ -622,7 +644,7 @@ def _capacity_changed(pool_of: weakref.ref[Pool], slot: Slot, connection: HTTP2C
     """A shared connection says that it can carry more, or fewer, requests than before, or no more for good."""
     pool = pool_of()
     if pool is not None:
-        pool.note_capacity(slot, connection.capacity, is_retired=connection.is_retired)
+        pool.note_capacity(slot, connection)
 
 
 def _no_event(_: Waiter | None = None) -> Sequence[Action]:

@@ -356,6 +356,16 @@ class Scheduler:
         """Requests that hold a connection. One that carries several counts for as many."""
         return self._requests
 
+    def expected(self, key: Hashable) -> int | None:
+        """How many requests a new connection is expected to carry, by those before it; `None` if nothing is known."""
+        origin = self._origins.get(key)
+        return None if origin is None else origin.expected
+
+    def stalled(self, key: Hashable) -> list[Slot]:
+        """Open connections that may carry nothing for the moment. In proportion to their number, which is small."""
+        origin = self._origins.get(key)
+        return [] if origin is None else list(origin.stalled)
+
     def slots(self) -> list[Slot]:
         """All connections that are not gone, oldest first. Takes time in proportion to their number."""
         return list(self._slots)
