@@ -831,7 +831,6 @@ def test_a_server_that_allows_nothing_for_the_moment_is_waited_for() -> None:
     first = pool.ask(expected=100)
     dial_waiter = pool.detach(first)
     pool.opened(dial_waiter, capacity=0)
-    pool.give_back(dial_waiter)
     later = pool.ask()
     assert (states([first, later]), pool.scheduler.total, pool.closes) == ([PARKED, PARKED], 1, [])
     pool.resize(pool.scheduler.slots()[0], 1)
@@ -895,7 +894,6 @@ def test_a_detached_dial_outlives_the_request_that_began_it() -> None:
     pool.give_back(first)
     assert (second.state, pool.scheduler.total, pool.given_up) == (PARKED, 1, [])
     pool.opened(dial_waiter, capacity=100)
-    pool.give_back(dial_waiter)
     assert (second.state, pool.take_woken(), pool.counts) == (GRANTED, [second], (1, 0, 1, 0, 0))
 
 
@@ -905,7 +903,6 @@ def test_a_detached_dial_serves_the_one_who_began_it_first() -> None:
     dial_waiter = pool.detach(waiters[0])
     pool.opened(dial_waiter)
     assert states(waiters) == [GRANTED, PARKED, PARKED]
-    pool.give_back(dial_waiter)
     assert (pool.counts, pool.scheduler.requests) == ((1, 0, 1, 0, 2), 1)
 
 
@@ -915,10 +912,89 @@ def test_a_detached_dial_serves_somebody_though_the_connection_may_not_be_kept(
 ) -> None:
     pool = Pool(**limits)
     waiter = pool.ask()
-    dial_waiter = pool.detach(waiter)
-    pool.opened(dial_waiter)
-    pool.give_back(dial_waiter)
+    pool.opened(pool.detach(waiter))
     assert (waiter.state, pool.closes) == (GRANTED, [])
+
+
+def test_who_dials_for_others_holds_nothing_when_the_connection_is_open() -> None:
+    pool = Pool()
+    first, second = pool.ask_often(2)
+    dial_waiter = pool.detach(first)
+    pool.opened(dial_waiter, capacity=100)
+    assert pool.take_woken() == [first, second]
+    for _ in range(2):
+        assert (dial_waiter.state, dial_waiter.slot) == (DONE, None)
+        assert dial_waiter not in pool.scheduler._waiters
+        assert (slot_of(first).in_use, pool.scheduler.requests, pool.counts) == (2, 2, (1, 0, 1, 0, 0))
+        pool.give_back(dial_waiter, reusable=False)
+        assert pool.take_woken() == []
+
+
+def test_a_thousand_requests_to_one_origin_have_no_more_connections_dialled_than_they_fill() -> None:
+    pool = Pool()
+    waiters = pool.ask_often(1000)
+    dials = 0
+    while diallers := [waiter for waiter in waiters if waiter.state is DIALLING]:
+        for waiter in diallers:
+            dial_waiter = pool.detach(waiter)
+            dials += 1
+            pool.opened(dial_waiter, capacity=100)
+            assert pool.scheduler.total <= 10
+            pool.give_back(dial_waiter)
+    assert set(states(waiters)) == {GRANTED}
+    assert (dials, pool.counts, pool.scheduler.requests) == (10, (10, 0, 10, 0, 0), 1000)
+    assert {slot.in_use for slot in pool.scheduler.slots()} == {100}
+
+
+@pytest.mark.parametrize("capacity", [1, 2, 5])
+def test_a_detached_dial_serves_as_many_as_the_connection_can_carry(capacity: int) -> None:
+    pool = Pool(max_connections=1)
+    waiters = pool.ask_often(5)
+    pool.opened(pool.detach(waiters[0]), capacity=capacity)
+    assert states(waiters) == [GRANTED] * capacity + [PARKED] * (5 - capacity)
+    assert pool.take_woken() == waiters[:capacity]
+
+
+def test_a_detached_dial_serves_its_own_though_somebody_of_another_origin_came_first() -> None:
+    pool = Pool(max_connections=1)
+    opener = pool.ask("a")
+    older = pool.ask("b")
+    dial_waiter = pool.detach(opener)
+    pool.give_back(opener)  # whose place another one takes that came later
+    younger = pool.ask("a")
+    pool.opened(dial_waiter)
+    assert (states([younger, older]), pool.closes) == ([GRANTED, PARKED], [])
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        ({"idle_seconds": 0}, CloseReason.EXPIRED),
+        ({"max_age": 0, "age_jitter": 0}, CloseReason.TOO_OLD),
+        ({"max_idle": 0}, CloseReason.SURPLUS),
+        ({"max_connections": 1}, CloseReason.EVICTED),
+        ({"idle_seconds": 5}, None),
+    ],
+)
+def test_a_connection_that_was_dialled_for_nobody_idles_as_far_as_it_may(
+    limits: dict[str, float], reason: CloseReason | None
+) -> None:
+    pool = Pool(**limits)
+    first = pool.ask()
+    dial_waiter = pool.detach(first)
+    slot = slot_of(dial_waiter)
+    pool.give_back(first)
+    if reason is CloseReason.EVICTED:
+        pool.ask("b")
+    pool.opened(dial_waiter)
+    if reason is None:
+        assert pool.counts == (1, 0, 0, 1, 0)
+        pool.now = 4.999
+        pool.expire()
+        assert pool.closes == []
+        pool.now, reason = 5, CloseReason.EXPIRED
+        pool.expire()
+    assert (dial_waiter.state, pool.closes) == (DONE, [(slot, reason)])
 
 
 def test_a_detached_dial_is_given_up_when_nobody_waits_any_more() -> None:
@@ -943,7 +1019,6 @@ def test_a_dial_that_was_given_up_and_succeeds_is_a_connection_like_any() -> Non
     dial_waiter = pool.detach(first)
     pool.give_back(first)
     pool.opened(dial_waiter)
-    pool.give_back(dial_waiter)
     assert pool.counts == (1, 0, 0, 1, 0)
     assert pool.ask().state is GRANTED
 
@@ -964,7 +1039,6 @@ def test_who_detaches_his_dial_takes_what_became_free_meanwhile() -> None:
     dial_waiter = pool.detach(waiter)
     assert (waiter.state, waiter.slot, pool.woken) == (GRANTED, slot, [])
     pool.opened(dial_waiter)
-    pool.give_back(dial_waiter)
     assert pool.counts == (2, 0, 1, 1, 0)
 
 
@@ -1211,6 +1285,8 @@ def test_a_contradiction_is_not_passed_over() -> None:
     pool.opened(dialler)
     with pytest.raises(AssertionError, match="must be dialling for this, not granted"):
         pool.scheduler.opened(waiter, object(), 0)
+    with pytest.raises(AssertionError, match="must be dialling for this, not done"):
+        pool.scheduler.opened(dialler, object(), 0)
 
 
 def test_close_actions_name_a_slot_that_is_closing() -> None:

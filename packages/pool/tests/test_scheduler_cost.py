@@ -288,9 +288,9 @@ def detach_beside_many(n: int) -> tuple[Scheduler, Event]:
 
 def detached_dial_opened_with_many_waiting(n: int) -> tuple[Scheduler, Event]:
     s = pool(max_connections=2)
-    waiters = [ask(s, expected=3) for _ in range(n)]
+    waiters = [ask(s, expected=2) for _ in range(n)]
     dial_waiter = detach(s, waiters[0])
-    return s, lambda: s.opened(dial_waiter, object(), 0, 3)
+    return s, lambda: s.opened(dial_waiter, object(), 0, 2)
 
 
 def last_of_many_leaves_a_detached_dial(n: int) -> tuple[Scheduler, Event]:

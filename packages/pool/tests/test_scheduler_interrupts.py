@@ -12,6 +12,7 @@ import os
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import count, product
 from types import FrameType
 from typing import Any
@@ -136,7 +137,7 @@ class Shell:
         dialling = self.pick(WaiterState.DIALLING)
         parked = [w for w in self.waiters if w.state is WaiterState.PARKED]
         if kind == "o" and dialling:
-            capacity = self.random.choice([1, 1, 2, 3])
+            capacity = self.random.choice([1, 1, 2, 3, 0])
             return lambda: s.opened(dialling, object(), now, capacity), dialling
         if kind == "b" and dialling:
             was_given_up = self.random.random() < 0.5
@@ -254,6 +255,11 @@ class Shell:
             elif self.to_close:
                 self.carry_out(s.closed(next(iter(self.to_close))))
                 waiter = None
+            elif stalled := [
+                slot for slot in s.slots() if slot.state is SlotState.OPEN and not slot.capacity
+            ]:
+                self.carry_out(s.capacity_changed(stalled[0], 1, self.now))
+                waiter = None
             else:
                 break
             self.after(waiter)
@@ -302,7 +308,8 @@ def test_the_scripts_meet_every_event() -> None:
         for seed in range(6):
             Shell(seed).run(0, EVENTS)
     public = {name for name, value in vars(Scheduler).items() if not name.startswith("_") and callable(value)}
-    assert public - met == {"rebuild"}
+    queries = {"expected", "stalled"}
+    assert public - met - queries == {"rebuild"}
     assert {"_close", "_drop", "_take_spare", "_promise", "_balance", "_first_of", "_give_up"} <= met
 
 
@@ -336,6 +343,49 @@ def test_an_interrupt_at_any_bytecode_of_the_rebuilding_loses_nothing(seed: int,
             break
         recover(shell, waiter)
         shell.drain()
+
+
+def with_a_detached_dial(seed: int, waiting: int) -> Shell:
+    """So many wait for the dial of `dial_waiter`, and one of another origin for a place."""
+    shell = Shell(seed)
+    shell.waiters = [Waiter(key) for key in "a" * max(waiting, 1) + "bbb"]
+    for waiter in shell.waiters:
+        shell.carry_out(shell.scheduler.acquire(waiter, 0, 3))
+        shell.after(waiter)
+    opener = shell.waiters[0]
+    shell.dial_waiter = Waiter("a")
+    shell.carry_out(shell.scheduler.detach(opener, shell.dial_waiter, 0))
+    shell.after(opener)
+    if not waiting:
+        shell.carry_out(shell.scheduler.release(opener, 0, reusable=True))
+        shell.after(opener)
+    shell.check()
+    return shell
+
+
+@pytest.mark.parametrize("seed", range(len(LIMITS)))
+@pytest.mark.parametrize("waiting", [0, 1, 4])
+@pytest.mark.parametrize("capacity", [0, 1, 3])
+def test_an_interrupt_at_any_bytecode_of_the_end_of_a_detached_dial_loses_nothing(
+    capacity: int, waiting: int, seed: int
+) -> None:
+    interrupts = 0
+    for at in count((capacity + waiting + seed) % STRIDE, STRIDE):
+        shell = with_a_detached_dial(seed, waiting)
+        connection, dial_waiter = object(), shell.dial_waiter
+        opened = partial(shell.scheduler.opened, dial_waiter, connection, 0, capacity)
+        if not interrupted(opened, at):
+            break
+        was_done = dial_waiter.state is WaiterState.DONE
+        recover(shell, dial_waiter)
+        kept = [slot for slot in shell.scheduler.slots() if slot.connection is connection]
+        assert len(kept) == 1 or not was_done
+        assert all(slot._is_retired or slot in shell.to_close for slot in kept)
+        lost = {WaiterState.NEW, WaiterState.REFUSED, WaiterState.DONE}
+        assert not lost & {w.state for w in shell.waiters[1:] if w is not dial_waiter}
+        shell.drain()
+        interrupts += 1
+    assert interrupts > 5
 
 
 def test_rebuilding_what_is_in_order_only_closes_what_idles() -> None:

@@ -224,9 +224,12 @@ class Oracle:
         connection.in_use -= 1
         connection.stacked = self.tick()
         if connection.in_use == 0:
-            theirs = connection.expires if hint is None else now + hint
-            connection.expires = min(now + self.limits.idle_seconds, theirs)
-            connection.idled = self.tick()
+            self.note_idle(connection, now, hint)
+
+    def note_idle(self, connection: Connection, now: float, hint: float | None) -> None:
+        theirs = connection.expires if hint is None else now + hint
+        connection.expires = min(now + self.limits.idle_seconds, theirs)
+        connection.idled = self.tick()
 
     def offer(self, connection: Connection, now: float) -> None:
         reason = connection.reason if connection.retired else self.past(connection, now)
@@ -287,9 +290,14 @@ class Oracle:
         connection.stacked = self.tick()
         if capacity:
             self.expected[connection.key] = capacity
-            if connection.detached and (first := self.next_of(connection.key)) is not None:
+        if not connection.detached:
+            self.grant(request, connection)
+        else:
+            request.state, request.connection = "done", None
+            if capacity and (first := self.next_of(connection.key)) is not None:
                 self.serve(first, connection)
-        self.grant(request, connection)
+            else:
+                self.note_idle(connection, now, None)
         self.offer(connection, now)
         self.settle()
 

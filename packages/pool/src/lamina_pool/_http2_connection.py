@@ -190,6 +190,7 @@ class HTTP2Connection:
         try:
             self.step(self.fail, ReadError(_CLOSED, phase="read"))
         finally:
+            self.on_change = None  # it leads back here
             close()
 
     # --- steps ---------------------------------------------------------------------------------------------
@@ -235,8 +236,8 @@ class HTTP2Connection:
         is_told = False
         try:
             self._announced, self._is_announced_closed = capacity, is_retired
-            if self.on_change is not None:
-                self.on_change(self)
+            if (on_change := self.on_change) is not None:
+                on_change(self)
             is_told = True
         finally:
             if not is_told:

@@ -22,6 +22,7 @@ from lamina_interfaces import (
 
 from ._connection import EXPECT_CONTINUE_SECONDS, smaller
 from ._io import END, StaleConnectionError
+from ._models import ByteStream
 from ._trace import Tracer
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ class HTTP2Exchange:
             while True:
                 if not self._is_first:
                     await connection.read_left_over(self)
-                if connection.step(self._try_to_open, framing, request.url.scheme, first):
+                if connection.step(self._try_to_open, framing, request, first):
                     break
                 if connection.is_retired or connection.is_full or self._is_given_up:
                     # Perhaps the peer has lowered the number of streams since the pool granted us one.
@@ -166,13 +167,13 @@ class HTTP2Exchange:
         connection = self._connection
         return connection.is_retired or connection.is_full or connection.session.can_open or self._is_given_up
 
-    def _try_to_open(self, framing: RequestFraming, scheme: bytes, first: Any) -> bool:
+    def _try_to_open(self, framing: RequestFraming, request: Request, first: Any) -> bool:
         connection = self._connection
         if connection.is_retired or self._is_given_up or not connection.session.can_open:
             return False
         session = connection.session
         ends = framing.body == "none" or first is END
-        self._stream = session.open_stream(framing, scheme, ends=ends, now=connection.runtime.now())
+        self._stream = session.open_stream(framing, request.url.scheme, ends=ends, now=connection.runtime.now())
         connection.enter(self._stream, self)
         self.bytes_sent = 1
         self._is_sent = ends
@@ -181,7 +182,8 @@ class HTTP2Exchange:
             taken = session.send_data(self._stream, memoryview(first).cast("B"))
             self.bytes_sent += taken
             self._begun = taken
-            if framing.body == "length" and taken == len(first) == framing.length:
+            is_all = type(request.stream) is ByteStream  # any other may have more than it said
+            if is_all and framing.body == "length" and taken == len(first) == framing.length:
                 session.end_stream(self._stream)
                 self._is_sent = True
         return True

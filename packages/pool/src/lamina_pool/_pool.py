@@ -416,6 +416,8 @@ class Pool:
                 connection.presume(expected)
             connection.on_change = partial(_capacity_changed, weakref.ref(self), slot)
         self._step(self._scheduler.opened, waiter, connection, self._now(), connection.capacity)
+        if waiter.state is WaiterState.DONE:
+            claim.connection = None  # it belongs to those who hoped for it
         self._settle()
 
     async def _have_dialled(self, claim: Claim, request: Request, timeouts: Timeouts, limit: Limit) -> None:
