@@ -31,12 +31,25 @@ nox.options.sessions = ["lint", "types", "layers", "tests", "wheels", "lowest", 
 ROOT = Path(__file__).parent
 PYTHONS = ["3.11", "3.12", "3.13"]
 # With every runtime that a package may meet, whether it needs one or not. There is no uvloop for Windows.
-TEST_TOOLS = ["anyio", "hypothesis", "pytest>=9", "pytest-randomly", "pytest-timeout", "trio", "trustme"]
+TEST_TOOLS = [
+    "anyio",
+    "hypothesis",
+    "pytest>=9",
+    "pytest-randomly",
+    "pytest-timeout",
+    "pytest-xdist",
+    "trio",
+    "trustme",
+]
 if os.name != "nt":
     TEST_TOOLS.append("uvloop")
 # Servers for the tests of the whole stack; others are programs of the system, and `.ci/run` installs them.
 PEERS = ["hypercorn"]
 PYTEST = ["python", "-bb", "-m", "pytest"]
+# What takes minutes is done by two processes. They have to collect the same tests in the same order, which sets among
+# the parameters prevent; those of the other packages have such.
+LONG = {"async-backends", "lamina", "mock", "pool"}
+PARALLEL = ["-n", "2", "--dist", "worksteal"]
 
 
 @dataclass(frozen=True)
@@ -157,6 +170,10 @@ def _pins(session: nox.Session) -> str:
     return str(file)
 
 
+def _workers(package: Package) -> list[str]:
+    return PARALLEL if package.folder in LONG else []
+
+
 def _run_copied_tests(session: nox.Session, package: Package) -> None:
     """Run a package's tests from where no source of this repository can be imported by accident."""
     copy = Path(session.virtualenv.location, "copy").resolve()
@@ -165,7 +182,7 @@ def _run_copied_tests(session: nox.Session, package: Package) -> None:
     shutil.copytree(ROOT / tests, copy / tests, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", copy)
     with session.chdir(copy):
-        session.run(*PYTEST, tests, *session.posargs)
+        session.run(*PYTEST, *_workers(package), tests, *session.posargs)
 
 
 def _check_closure(session: nox.Session, *requirements: str) -> None:
@@ -224,7 +241,7 @@ def tests(session: nox.Session, package: str) -> None:
     """Hold each package to its own tests on every Python that it supports."""
     _install_editable(session, *_siblings(PACKAGES[package]))
     session.install(*TEST_TOOLS)
-    session.run(*PYTEST, f"packages/{package}/tests", *session.posargs)
+    session.run(*PYTEST, *_workers(PACKAGES[package]), f"packages/{package}/tests", *session.posargs)
 
 
 @nox.session(reuse_venv=False, requires=["build"])
@@ -285,7 +302,7 @@ def stack(session: nox.Session) -> None:
     """Hold the whole stack, all layers installed, to real peers on loopback."""
     _install_editable(session, *PACKAGES.values())
     session.install(*TEST_TOOLS, *PEERS)
-    session.run(*PYTEST, "tests", *session.posargs)
+    session.run(*PYTEST, *PARALLEL, "tests", *session.posargs)
 
 
 # ------------------------------------------------------------------------------------------ sessions by name
