@@ -402,11 +402,15 @@ class MemoryBackend(AsyncNetworkBackend):
     def live(self) -> int:
         return len(self.open_streams)
 
-    async def step(self, name: str, limit: Limit) -> None:
-        """One checkpoint, or the fault that is due."""
+    def note(self, name: str) -> None:
+        """A step is taken, or the fault is raised that is due."""
         self.steps.append(name)
         if len(self.steps) == self.fail_at:
             raise self.fault(name)
+
+    async def step(self, name: str, limit: Limit) -> None:
+        """One checkpoint, or the fault that is due."""
+        self.note(name)
         try:
             await checkpoint()
         except BaseException:

@@ -15,7 +15,14 @@ import anyio
 import trio
 import trio.testing
 
-from lamina_interfaces import DeadlineBlock, running_runtime
+from lamina_interfaces import (
+    ConnectError,
+    DeadlineBlock,
+    LaminaError,
+    ReadError,
+    WriteError,
+    running_runtime,
+)
 from lamina_pool import AsyncConnectionPool, Response
 from pool_async_net import CustomStream, MemoryBackend, checkpoint
 
@@ -319,6 +326,72 @@ class Strike:
         if self.was_cancelled:
             return Cancelled()
         return task.exception() or task.result()
+
+
+MOST_POINTS = 200
+"""More suspensions than any path has."""
+
+
+async def strike_everywhere(
+    run: Callable[[Strike], Awaitable[Any]], *, late: bool = False, by_anyio: bool = False
+) -> int:
+    """Cancel a run at its first suspension, then at its second, until one passes untouched.
+
+    Returns:
+        At how many of them the cancellation came out of it.
+    """
+    cancelled = 0
+    for at in range(1, MOST_POINTS):
+        strike = Strike(at, late=late, by_anyio=by_anyio)
+        outcome = await run(strike)
+        assert outcome is None or isinstance(outcome, Cancelled), outcome
+        if strike.count < at:
+            assert outcome is None
+            return cancelled
+        cancelled += outcome is not None
+    raise AssertionError("the path has no end")
+
+
+async def strike_twice(run: Callable[[Strike], Awaitable[Any]]) -> int:
+    """The same with two, the second during the clean-up after the first, or after that. Returns how many there were."""
+    pairs, strike = 0, Strike()
+    for first in range(1, MOST_POINTS):
+        for second in range(first + 1, MOST_POINTS):
+            strike = Strike(first, second)
+            outcome = await run(strike)
+            assert outcome is None or isinstance(outcome, Cancelled), outcome
+            if strike.count < second:
+                break
+            pairs += 1
+        if strike.count < first:
+            break
+    return pairs
+
+
+def lamina_error(step: str) -> LaminaError:
+    """What a backend of lamina's own would raise in such a step."""
+    if step in {"connect", "start_tls", "handshake", "sleep"}:
+        return ConnectError("struck", phase="connect")
+    return ReadError("struck", phase="read") if step == "read" else WriteError("struck", phase="write")
+
+
+async def fail_everywhere(
+    run: Callable[[int, Callable[[str], Exception]], Awaitable[Any]], fault: Callable[[str], Exception]
+) -> int:
+    """Let the backend fail at its first step, then at its second, until a run passes untouched. Returns how often."""
+    for at in range(1, MOST_POINTS):
+        struck: list[str] = []
+
+        def strike(step: str, struck: list[str] = struck) -> Exception:
+            struck.append(step)
+            return fault(step)
+
+        outcome = await run(at, strike)
+        assert outcome is None or isinstance(outcome, (RuntimeError, LaminaError)), outcome
+        if not struck:
+            assert outcome is None, outcome
+            return at - 1
+    raise AssertionError("the path has no end")
 
 
 class _Stack:

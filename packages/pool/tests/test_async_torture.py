@@ -19,7 +19,7 @@ import anyio
 import pytest
 import trustme
 
-from lamina_interfaces import ConnectError, LaminaError, Limit, ReadError, WriteError
+from lamina_interfaces import ConnectError, Limit
 from lamina_pool import AsyncConnectionPool
 from pool_async_net import (
     CustomStream,
@@ -33,14 +33,17 @@ from pool_async_net import (
 from pool_async_runs import (
     EVERYWHERE,
     VIRTUAL,
-    Cancelled,
     Job,
     Jobs,
     Strike,
     all_tasks,
     ask,
     check_invariant,
+    fail_everywhere,
+    lamina_error,
     loop_options,
+    strike_everywhere,
+    strike_twice,
     until,
     url,
 )
@@ -48,7 +51,6 @@ from pool_loopback import request_for, response, target_of
 
 pytestmark = pytest.mark.anyio
 
-MOST_POINTS = 200
 HANG = 3600.0  # in virtual time, which is no time
 
 
@@ -354,17 +356,8 @@ async def test_cancelled_at_every_suspension_G01(
     name: str, authority: trustme.CA, anyio_backend: Any
 ) -> None:
     case = CASES[name]
-    outcomes: list[Any] = []
-    for at in range(1, MOST_POINTS):
-        strike = Strike(at)
-        outcome = await run(case, authority, strike)
-        if strike.count < at:
-            assert not isinstance(outcome, Exception), outcome
-            break
-        outcomes.append(outcome)
-        assert outcome is None or isinstance(outcome, Cancelled), outcome
     # The harness does strike, at as many points as there are at least.
-    assert sum(isinstance(outcome, Cancelled) for outcome in outcomes) >= case.at_least, outcomes
+    assert await strike_everywhere(partial(run, case, authority)) >= case.at_least
 
 
 @pytest.mark.parametrize("anyio_backend", EVERYWHERE[len(VIRTUAL) :], indirect=True)
@@ -383,12 +376,7 @@ async def test_cancelled_when_what_is_waited_for_has_come_G01(
 ) -> None:
     if anyio_backend[0] == "trio":
         return  # what has come is delivered there, and the cancellation comes with the next suspension
-    for at in range(1, MOST_POINTS):
-        strike = Strike(at, late=True)
-        outcome = await run(CASES[name], authority, strike)
-        assert outcome is None or isinstance(outcome, Cancelled), outcome
-        if strike.count < at:
-            break
+    await strike_everywhere(partial(run, CASES[name], authority), late=True)
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
@@ -397,35 +385,14 @@ async def test_cancelled_by_a_scope_of_anyios_G01(
     name: str, authority: trustme.CA, anyio_backend: Any
 ) -> None:
     """Which cancels every wait of the clean-up as well."""
-    for at in range(1, MOST_POINTS):
-        strike = Strike(at, by_anyio=True)
-        outcome = await run(CASES[name], authority, strike)
-        assert outcome is None or isinstance(outcome, Cancelled), outcome
-        if strike.count < at:
-            break
+    await strike_everywhere(partial(run, CASES[name], authority), by_anyio=True)
 
 
 @pytest.mark.parametrize("name", SHORT)
 async def test_cancelled_twice_G05(name: str, authority: trustme.CA, anyio_backend: Any) -> None:
     """The second time somewhere in what follows the first: during the clean-up, or in the rest of the path."""
-    pairs, strike = 0, Strike()
-    for first in range(1, MOST_POINTS):
-        for second in range(first + 1, MOST_POINTS):
-            strike = Strike(first, second)
-            outcome = await run(CASES[name], authority, strike)
-            assert outcome is None or isinstance(outcome, Cancelled), outcome
-            if strike.count < second:
-                break
-            pairs += 1
-        if strike.count < first:
-            break
+    pairs = await strike_twice(partial(run, CASES[name], authority))
     assert pairs >= (1 if name == "upload" else 0)
-
-
-def lamina_error(step: str) -> LaminaError:
-    if step in {"connect", "start_tls", "handshake", "sleep"}:
-        return ConnectError("struck", phase="connect")
-    return ReadError("struck", phase="read") if step == "read" else WriteError("struck", phase="write")
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -433,22 +400,7 @@ def lamina_error(step: str) -> LaminaError:
 async def test_the_backend_fails_at_every_step_G01(
     name: str, fault: Callable[[str], Exception], authority: trustme.CA, anyio_backend: Any
 ) -> None:
-    points = 0
-    for at in range(1, MOST_POINTS):
-        has_struck = False
-
-        def strike(step: str) -> Exception:
-            nonlocal has_struck
-            has_struck = True
-            return fault(step)
-
-        outcome = await run(CASES[name], authority, Strike(), at, strike)
-        assert outcome is None or isinstance(outcome, (RuntimeError, LaminaError)), outcome
-        if not has_struck:
-            assert outcome is None, outcome
-            break
-        points += 1
-    assert points >= 2
+    assert await fail_everywhere(partial(run, CASES[name], authority, Strike()), fault) >= 2
 
 
 async def test_a_response_is_not_mixed_up_by_the_harness(authority: trustme.CA, anyio_backend: Any) -> None:

@@ -6,17 +6,12 @@ answer repeats it.
 
 from __future__ import annotations
 
-import dis
 import faulthandler
-import gc
 import itertools
-import linecache
 import random
 import signal
 import sys
 import threading
-import time
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -30,7 +25,6 @@ from lamina_interfaces import (
     RemoteProtocolError,
     _deadlines,
     _runtimes,
-    current_deadline,
 )
 from lamina_pool import (
     ConnectionPool,
@@ -51,12 +45,11 @@ from pool_loopback import (
     target_of,
     until,
 )
+from pool_strikes import URL, Struck, alarm_everywhere, check_token, strike_everywhere
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import FrameType
 
-URL = "http://example.com/"
 EMPTY = PoolStats(0, 0, 0, 0, 0, 0)
 
 
@@ -68,11 +61,6 @@ def frequent_switches() -> Iterator[None]:
         yield
     finally:
         sys.setswitchinterval(before)
-
-
-def check_token(pool: ConnectionPool, token: str, **arguments: Any) -> None:
-    got = pool.request("GET", f"{URL}{token}", **arguments)
-    assert got.content == f"/{token}".encode(), "somebody else's answer"
 
 
 # --- concurrency -------------------------------------------------------------------------------------------
@@ -278,10 +266,6 @@ def test_waiters_that_give_up_pass_their_turn_on_G03() -> None:
 # --- exceptions at random points ---------------------------------------------------------------------------
 
 
-class Struck(BaseException):
-    """What KeyboardInterrupt is, told apart from it."""
-
-
 def scenario(pool: ConnectionPool, tokens: Iterator[int]) -> None:
     """Two requests and a stream that is left in the middle; over reused connections, if there are any."""
     check_token(pool, f"a{next(tokens)}")
@@ -300,108 +284,22 @@ def stale_scenario(pool: ConnectionPool, tokens: Iterator[int]) -> None:
     check_token(pool, f"c{next(tokens)}")
 
 
-def check_recovery(
-    backend: MemoryBackend, pool: ConnectionPool, tokens: Iterator[int], where: object
-) -> None:
-    """Every place comes back, nothing is open that the pool does not know, and answers are right."""
-    gc.collect()
-    stats = pool.stats()
-    assert (stats.active, stats.connecting, stats.queued) == (0, 0, 0), (where, stats)
-    assert stats.connections == stats.idle, (where, stats)
-    limit = {"timeout": {"pool": 1.0}}
-    held = []
-    for _ in range(2):  # the limit: all places can be taken
-        token = next(tokens)
-        held.append((token, pool.handle_request(request_for(f"{URL}{token}", extensions=limit))))
-    for token, got in held:
-        assert got.read() == b"/%d" % token, where
-    assert backend.live == pool.stats().connections, (where, backend.live, pool.stats())
-
-
 LINES_IN = tuple(
     module.__file__
     for module in (_pool, _body, _dialling, _blocking, _connection, _scheduler, _deadlines, _runtimes)
 )
 
 
-class Striker:
-    """Raises `Struck` at the n-th line that is executed in the pool's own modules."""
-
-    def __init__(self, strike_at: int) -> None:
-        self.left = strike_at
-        self.where: tuple[str, int] | None = None
-
-    def trace(self, frame: FrameType, event: str, argument: Any) -> Any:
-        if frame.f_code.co_filename not in LINES_IN:
-            return None
-        if event == "line" and not leaves_with(frame) and not is_finaliser(frame):
-            self.left -= 1
-            if self.left == 0:
-                self.where = (frame.f_code.co_filename, frame.f_lineno)
-                raise Struck
-        return self.trace
-
-    def run(self, function: Any, *arguments: Any) -> None:
-        sys.settrace(self.trace)
-        try:
-            function(*arguments)
-        finally:
-            sys.settrace(None)
-
-
-def is_finaliser(frame: FrameType | None) -> bool:
-    """Whether Python would swallow what is raised here, since a finaliser is running."""
-    while frame is not None:
-        if frame.f_code.co_name == "__del__":
-            return True
-        frame = frame.f_back
-    return False
-
-
-def leaves_with(frame: FrameType) -> bool:
-    """Whether this is the way out of a `with`, before its `__exit__`: a signal is never handled there."""
-    if not linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip().startswith("with "):
-        return False
-    following = dis.get_instructions(frame.f_code)
-    first = next(instruction for instruction in following if instruction.offset == frame.f_lasti)
-    return first.opname in {"LOAD_CONST", "PUSH_EXC_INFO", "WITH_EXCEPT_START", "PUSH_NULL", "SWAP"}
-
-
 @pytest.mark.parametrize("stale", [False, True], ids=["plain", "stale"])
 @pytest.mark.parametrize("step", [7, pytest.param(1, marks=[pytest.mark.soak, pytest.mark.timeout(600)])])
 def test_an_exception_at_any_line_mixes_nothing_up_and_loses_no_place_G07(step: int, stale: bool) -> None:
-    tokens = itertools.count()
-    lost = []
-    gc.collect()
-    gc.freeze()  # the collections below are to look only at what comes from here on
-    with warnings.catch_warnings():
-        # A request that is struck down before it began, a response before its caller had it.
-        warnings.simplefilter("ignore", ResourceWarning)
-        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-        strike_at = random.randint(1, step) - step
-        while True:
-            strike_at += step
-            backend = MemoryBackend()
-            backend.keep_streams = False
-            pool = ConnectionPool(network_backend=backend, max_connections=2)
-            striker = Striker(strike_at)
-            try:
-                striker.run(stale_scenario if stale else scenario, pool, tokens)
-            except Struck:
-                pass
-            if striker.where is None:
-                pool.close()
-                break  # the scenario has fewer lines than this
-            try:
-                check_recovery(backend, pool, tokens, striker.where)
-            except (AssertionError, PoolTimeout) as error:
-                lost.append((strike_at, striker.where, repr(error)[:200]))
-            pool.close()
-            gc.collect()
-    gc.unfreeze()
-    assert not lost, "\n".join(str(one) for one in lost[:20])
-    assert strike_at > 300
-    assert current_deadline() is None, "the deadline of a dial outlived it"
+    strike_everywhere(
+        MemoryBackend,
+        lambda backend: ConnectionPool(network_backend=backend, max_connections=2),
+        stale_scenario if stale else scenario,
+        LINES_IN,
+        step,
+    )
 
 
 # By a thread, since the signal is the one by which a test is usually ended that hangs.
@@ -409,55 +307,9 @@ def test_an_exception_at_any_line_mixes_nothing_up_and_loses_no_place_G07(step: 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there are no timer signals here")
 def test_an_alarm_at_any_moment_mixes_nothing_up_G07(monkeypatch: pytest.MonkeyPatch) -> None:
     """As Ctrl-C: the handler of a signal raises, in a pool that lives on; 600 times, on a slow machine fewer."""
-    choice = random.Random(7)
-    tokens = itertools.count()
-    strikes = 0
     backend = MemoryBackend()
-    backend.keep_streams = False
     pool = ConnectionPool(network_backend=backend, max_connections=2)
-
-    def handler(number: int, frame: object) -> None:
-        raise Struck
-
-    def swallowed(unraisable: Any) -> None:
-        """What strikes in a finaliser Python reports, and goes on."""
-        assert unraisable.exc_type is Struck, unraisable
-
-    def one_round() -> None:
-        nonlocal strikes
-        signal.setitimer(signal.ITIMER_REAL, choice.uniform(1e-5, 1.5e-3))
-        try:
-            try:
-                for _ in range(100):
-                    scenario(pool, tokens)
-            finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-        except Struck:
-            strikes += 1
-
-    monkeypatch.setattr(sys, "unraisablehook", swallowed)
-    gc.collect()
-    gc.freeze()
-    before = signal.signal(signal.SIGALRM, handler)
-    end = time.monotonic() + 5
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)
-            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-            while strikes < 100 or (strikes < 600 and time.monotonic() < end):
-                try:
-                    one_round()
-                except Struck:  # in the `finally` above
-                    strikes += 1
-                check_recovery(backend, pool, tokens, strikes)
-            gc.collect()
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-        gc.unfreeze()
-        pool.close()
-    gc.collect()
-    assert backend.live == 0
+    alarm_everywhere(backend, pool, scenario, monkeypatch)
 
 
 def test_exceptions_in_some_threads_cost_the_others_nothing_G07() -> None:

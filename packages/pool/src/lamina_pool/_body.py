@@ -157,6 +157,9 @@ class ResponseBody:
             if not self._is_open:
                 return
             self._is_closing = True
+            if self._must_not_lock:
+                self._end(reusable=False)
+                return
             try:
                 if not self._switched and self._pool.may_wait:
                     await self._connection.drain()
@@ -200,7 +203,18 @@ class ResponseBody:
     def _end(self, *, reusable: bool, idle_seconds: float | None = None) -> None:
         with self._guard:
             self._is_open = False
-        self._claim.give_back(reusable=reusable, idle_seconds=idle_seconds)
+        if self._must_not_lock:
+            self._pool._abandon(self._claim)
+        else:
+            self._claim.give_back(reusable=reusable, idle_seconds=idle_seconds)
+
+    @property
+    def _must_not_lock(self) -> bool:
+        """Whether this is a finaliser or a signal handler in the midst of a step of the pool, whose lock is ours.
+
+        In the midst of a step of the connection another thread may do the same, and wait for the pool's lock.
+        """
+        return not self._connection.is_exclusive and self._pool.is_in_step
 
     def __del__(self) -> None:
         # A constructor that was interrupted has left some of it out.

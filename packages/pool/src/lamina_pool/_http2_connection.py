@@ -126,7 +126,7 @@ class HTTP2Connection:
         self._asleep: dict[HTTP2Exchange, Event] = {}
         self._reader: HTTP2Exchange | None = None
         self._writer: HTTP2Exchange | None = None  # waits until more can be written
-        self._is_writing = False  # with a stream that only knows `write`
+        self._turn: object = None  # whose it is to write, with a stream that only knows `write`
         self._unsent = memoryview(b"")
         self._was_congested = False
         self._write_failure: LaminaError | None = None
@@ -423,7 +423,11 @@ class HTTP2Connection:
                     return
                 if not self.stream.get_extra_info("is_readable"):
                     return
-                await self._read(exchange, Limit(None, self._now, "read"))
+                await self._read(exchange, Limit(GLANCE_SECONDS, self._now, "read"))
+            except TimeoutException:
+                # A custom stream may take for readable what is only half a record of TLS.
+                Limit(None, self._now, "read").check()  # the caller's own deadline is another matter
+                return
             finally:
                 if self._reader is exchange:
                     self.step(self._leave_role, exchange)
@@ -444,7 +448,9 @@ class HTTP2Connection:
             return None
         sent_at = self.session.ping_sent_at
         begin, seconds = (
-            (self.session.last_received, self._ping_interval) if sent_at is None else (sent_at, self._ping_timeout)
+            (self.session.last_received, self._ping_interval)
+            if sent_at is None
+            else (sent_at, self._ping_timeout)
         )
         return max(0.0, begin + seconds - self._now())
 
@@ -483,36 +489,40 @@ class HTTP2Connection:
         """
         if self._is_prompt:
             return
-        while (data := self.step(self._begin_writing)) is not None:
-            is_whole = False
-            try:
+        turn = object()
+        is_whole = False
+        try:
+            while (data := self.step(self._begin_writing, turn)) is not None:
                 for _, piece in pieces_of(data):
                     await self.stream.write(piece, limit.remaining())
-                is_whole = True
-            except TimeoutException as error:
-                self.step(self._fail_writing, error)
-                raise limit.error() from None
-            except LaminaError as error:
-                is_whole = True
-                self.step(self._fail_writing, error)
-            finally:
-                self._is_writing = False
+            is_whole = True
+        except TimeoutException as error:
+            self.step(self._fail_writing, error)
+            raise limit.error() from None
+        except LaminaError as error:
+            is_whole = True
+            self.step(self._fail_writing, error)
+        finally:
+            if self._turn is turn:
+                self._turn = None
                 if not is_whole:
                     self.step(self.fail, ReadError("a write was broken off", phase="write"))
-                self.announce()
+            self.announce()
 
-    def _begin_writing(self) -> bytes | None:
-        if self._is_writing or self.failure is not None or self._write_failure is not None:
+    def _begin_writing(self, turn: object) -> bytes | None:
+        if self._turn not in (None, turn) or self.failure is not None or self._write_failure is not None:
             return None
-        data = self.session.output()
-        self._is_writing = bool(data)
-        return data or None
+        self._turn = turn
+        if self.session.has_output:
+            return self.session.output()
+        self._turn = None
+        return None
 
     async def flush_quietly(self) -> None:
         """The same, for nobody in particular."""
         try:
             await self.flush(Limit(FAREWELL_SECONDS, self._now, "write"))
-        except LaminaError:
+        except Exception:  # noqa: BLE001 - also what a custom stream raises that breaks its contract
             pass
 
     def _send(self) -> None:

@@ -173,7 +173,9 @@ class HTTP2Exchange:
             return False
         session = connection.session
         ends = framing.body == "none" or first is END
-        self._stream = session.open_stream(framing, request.url.scheme, ends=ends, now=connection.runtime.now())
+        self._stream = session.open_stream(
+            framing, request.url.scheme, ends=ends, now=connection.runtime.now()
+        )
         connection.enter(self._stream, self)
         self.bytes_sent = 1
         self._is_sent = ends

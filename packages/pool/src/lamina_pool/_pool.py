@@ -338,15 +338,15 @@ class Pool:
                     refusals += stale.is_futile
                     is_unsent = stale.bytes_sent == 0
                     is_safe = is_unsent or (framing.is_idempotent and framing.is_replayable)
-                    is_hopeless = has_failed or refusals > MAX_REFUSALS
+                    is_hopeless = (has_failed and not is_unsent) or refusals > MAX_REFUSALS
                     if is_hopeless or not is_safe or (body.has_begun and not framing.is_replayable):
                         try:
                             raise stale.cause from stale.cause.__cause__
                         finally:
                             del stale.cause  # whose context this one is: a cycle
-                    # A connection found dead before anything was sent costs nothing, so the next idle one may be
+                    # A connection found dead or full before anything was sent costs nothing, so the next one may be
                     # tried. One that died under the request was the one chance: now only a new one will do.
-                    has_failed = not is_unsent
+                    has_failed |= not is_unsent
                     connection = await self._replace(claim, request, timeouts, limit, fresh=has_failed)
                     if body.has_begun:
                         await body.aclose()
