@@ -122,7 +122,9 @@ async def test_a_cancelled_request_leaves_nothing_G01(
                 job.cancel()
                 assert isinstance(await job.outcome(world), Cancelled)
                 # At once, without a turn of the loop or of the garbage collector.
-                assert pool.stats() == PoolStats(1 if held else 0, 1 if held else 0, 0, 0, 0, 1 if held else 0)
+                assert pool.stats() == PoolStats(
+                    1 if held else 0, 1 if held else 0, 0, 0, 0, 1 if held else 0
+                )
                 if place in ("handshaking", "writing", "awaiting the head", "reading the body"):
                     await world.until(peer.ended.is_set)
             if held is not None:

@@ -141,7 +141,9 @@ async def test_repr_and_stats_tell_each_state(backend: MemoryBackend) -> None:
         async with Jobs() as jobs:
             queued = jobs.start(ask, pool)
             await until(lambda: pool.stats().queued)
-            assert pool.stats() == PoolStats(connections=1, active=1, idle=0, connecting=0, queued=1, requests=1)
+            assert pool.stats() == PoolStats(
+                connections=1, active=1, idle=0, connecting=0, queued=1, requests=1
+            )
             assert repr(pool) == f"<{name} [Requests: 1 active, 1 queued | Connections: 1 active, 0 idle]>"
             assert [c.info() for c in pool.connections] == [
                 "'http://example.com:80', HTTP/1.1, ACTIVE, Request Count: 1"
