@@ -36,6 +36,7 @@ from lamina_mock import (
     PeerBackend,
     RuntimeClock,
     ScriptedBackend,
+    VirtualClock,
 )
 from lamina_mock.conformance import (
     RULES,
@@ -51,11 +52,13 @@ from lamina_mock.conformance import (
     Say,
     ScriptPeer,
     ServerPeer,
+    _run,
     check_async_backend,
     check_async_stream,
     check_backend,
     check_stream,
 )
+from lamina_mock.conformance.__main__ import main
 from lamina_mock.conformance._certificate import AUTHORITY, SERVER_NAME
 from tiny_backends import AsyncTinyBackend, AsyncTinyStream, TinyBackend, TinyStream
 
@@ -73,6 +76,12 @@ def run(request: pytest.FixtureRequest) -> Callable[..., Any]:
     if "use_uvloop" in options:
         pytest.importorskip("uvloop")
     return lambda function, *arguments: anyio.run(function, *arguments, backend=name, backend_options=options)
+
+
+@pytest.fixture(autouse=True)
+def soon_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of the kit's time is limits that are to be reached. Where shorter ones are not enough, there are longer."""
+    monkeypatch.setattr(_run, "SCALES", (0.2, 1.0, 10.0))
 
 
 @pytest.fixture(autouse=True)
@@ -397,6 +406,22 @@ def test_the_command_prints_a_report() -> None:
     assert done.stdout.startswith("ok   the-end-stays-the-end\nTinyBackend under threads: 1 passed, 0 failed")
 
 
+def test_the_rules_are_not_checked_on_a_clock_that_stands_still(run: Callable[..., Any]) -> None:
+    async def check() -> Report:
+        return await check_async_backend(AsyncTinyBackend())
+
+    with VirtualClock():
+        with pytest.raises(RuntimeError, match="take real time"):
+            check_backend(TinyBackend())
+        with pytest.raises(RuntimeError, match="take real time"):
+            run(check)
+
+
+def test_a_single_rule_needs_no_list() -> None:
+    report = check_backend(TinyBackend(), rules="the-end-stays-the-end")
+    assert [result.rule for result in report.passed] == ["the-end-stays-the-end"]
+
+
 @pytest.mark.parametrize("runtime", ["asyncio", "trio"])
 def test_the_command_sees_by_itself_what_is_async(runtime: str) -> None:
     rule = ["--rule", "a-cancelled-read-loses-nothing"]
@@ -416,6 +441,23 @@ def test_a_mistake_in_the_command_has_an_exit_code_of_its_own(mistake: str) -> N
     done = command(mistake)
     assert done.returncode == 2
     assert "cannot be imported" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("factory", "text"),
+    [
+        ("lamina_mock:MockBackend", "cannot be called without arguments, or has failed: TypeError"),
+        ("tiny_backends:monotonic", "returns no backend, but "),
+        ("tiny_backends:DEFAULT_READ_SIZE", "'int' object is not callable"),
+    ],
+)
+def test_a_factory_that_makes_no_backend_is_such_a_mistake(
+    factory: str, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([factory])
+    assert caught.value.code == 2
+    assert text in capsys.readouterr().err
 
 
 def test_an_unknown_rule_is_such_a_mistake() -> None:

@@ -136,6 +136,11 @@ class HasNoDeadlines(TinyStream):
             raise ReadError(str(error)) from error
 
 
+class GivesUpLate(TinyStream):
+    def read(self, max_bytes: int | None = None, timeout: float | None = None) -> bytes:
+        return super().read(max_bytes, timeout and timeout * 40)
+
+
 class TakesEveryLimitForADeadline(TinyStream):
     def read(self, max_bytes: int | None = None, timeout: float | None = None) -> bytes:
         try:
@@ -495,6 +500,7 @@ STREAMS: list[tuple[type[TinyStream], str, str]] = [
     ),
     (HasNoLimits, "a-read-that-times-out-loses-nothing", "nothing happened for"),
     (HasNoDeadlines, "a-read-obeys-the-deadline", "ReadTimeout"),
+    (GivesUpLate, "a-read-that-times-out-loses-nothing", "long after its limit"),
     (TakesEveryLimitForADeadline, "a-read-obeys-its-timeout-within-a-deadline", "DeadlineExceeded"),
     (DropsBytesInATimeout, "a-read-that-times-out-loses-nothing", "ReadTimeout"),
     (PollsWithoutTime, "a-read-without-time-takes-nothing", "read(timeout=0) returned b'here'"),
@@ -780,8 +786,16 @@ class IsDisturbedByAHandshake(AsyncTinyStream):
 
 
 class StaysOpenAfterACancelledHandshake(AsyncTinyStream):
+    is_to_stay = False
+
     async def start_tls(self, ctx: Any, hostname: str | None = None) -> Any:
+        self.is_to_stay = True
         await self.wait("read")
+
+    async def close(self) -> None:
+        if not self.is_to_stay:  # the adapter to the first dialect would close it
+            await super().close()
+        self.is_to_stay = False
 
 
 class HasAnIdleCloseNow(AsyncTinyStream, PromptCloser):

@@ -272,6 +272,48 @@ async def test_a_client_that_breaks_the_protocol_fails_the_test(world: World) ->
     server.check()
 
 
+def test_two_ways_to_tell_the_length_of_a_request_fail_the_test() -> None:
+    server = serve()
+    with server.backend.connect_tcp("example.com", 80) as stream:
+        stream.write(
+            b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+        )
+        assert stream.read().startswith(b"HTTP/1.1 400 Bad Request")
+    with pytest.raises(ScriptError, match="Content-Length beside Transfer-Encoding"):
+        server.check()
+
+
+@pytest.mark.parametrize("delay", [0.0, 5.0])
+def test_a_client_may_break_the_protocol_while_it_is_answered(delay: float) -> None:
+    server = serve(lambda _: MockResponse(content=[b"begin", (1.0, b"end")], delay=delay), respond_early=True)
+    with server.backend.connect_tcp("example.com", 80) as stream:
+        stream.write(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+        stream.write(b"no chunk\r\n")
+        said = b""
+        while piece := stream.read(timeout=100.0):
+            said += piece
+    assert said.startswith(b"HTTP/1.1 400" if delay else b"HTTP/1.1 200")
+    assert b"end" not in said
+    with pytest.raises(ScriptError) as caught:
+        server.check()
+    assert str(caught.value).count(";") == 0  # nothing is said of the answer that was given up
+    assert "illegal chunk header" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("response", "line"),
+    [
+        (MockResponse(404), b"HTTP/1.1 404 Not Found"),
+        (MockResponse(404, reason="Gone fishing"), b"HTTP/1.1 404 Gone fishing"),
+        (MockResponse(599), b"HTTP/1.1 599 "),
+    ],
+)
+def test_the_phrase_is_the_usual_one(response: MockResponse, line: bytes) -> None:
+    with serve(lambda _: response).backend.connect_tcp("example.com", 80) as stream:
+        stream.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert stream.read().partition(b"\r\n")[0] == line
+
+
 @in_every_world
 async def test_a_handler_that_raises_fails_the_test(world: World) -> None:
     def handler(request: MockRequest) -> Any:

@@ -15,7 +15,7 @@ from lamina_mock._clock import VirtualClock
 from lamina_mock._failures import ScriptError
 from lamina_mock._http import MockRequest, MockResponse
 from lamina_mock._server import MockServer
-from mock_http_clients import HTTP2Client, Result, World, head, in_every_world
+from mock_http_clients import THREADS, HTTP2Client, Result, World, head, in_every_world
 
 WINDOW = 65_535
 CANCEL, REFUSED_STREAM, INTERNAL_ERROR, NO_ERROR = 8, 7, 2, 0
@@ -714,6 +714,42 @@ async def test_a_client_that_breaks_the_protocol_fails_the_test(world: World) ->
 
 
 @in_every_world
+async def test_what_comes_after_the_end_of_a_stream_fails_the_test(world: World) -> None:
+    server = serve(lambda _: MockResponse(delay=5.0))
+    async with world.http2(server) as client:
+        stream_id = await client.send()
+        await client.stream.write(DataFrame(stream_id, b"more").serialize())
+        assert (await client.result(stream_id)).reset_code == 5
+    with pytest.raises(ScriptError, match="something came on stream 1 after its end"):
+        server.check()
+
+
+@in_every_world
+async def test_a_length_without_content_fails_the_test(world: World) -> None:
+    server = serve()
+    async with world.http2(server) as client:
+        stream_id = await client.send(headers=[("content-length", "5")])
+        assert (await client.result(stream_id)).reset_code == 1
+        assert (await client.get(headers=[("content-length", "0")])).status == 200
+    with pytest.raises(ScriptError, match="has no content, but a content-length"):
+        server.check()
+
+
+@in_every_world
+async def test_a_client_without_settings_fails_the_test(world: World) -> None:
+    server = serve()
+    async with world.connect(server) as stream:
+        client = HTTP2Client(stream)
+        client.h2.initiate_connection()
+        client.h2.clear_outbound_data_buffer()
+        await stream.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + PingFrame(0, bytes(8)).serialize())
+        await client.until(lambda: client.has_ended)
+        assert client.goaways == [(0, 1)]
+    with pytest.raises(ScriptError, match="its first frame is PING instead of SETTINGS"):
+        server.check()
+
+
+@in_every_world
 async def test_a_frame_that_is_too_long_fails_the_test(world: World) -> None:
     server = serve()
     async with world.http2(server) as client:
@@ -758,6 +794,48 @@ async def test_an_answer_that_the_protocol_forbids_fails_the_test(world: World) 
         assert server.open_streams == 0
     with pytest.raises(ScriptError, match="breaks the protocol"):
         server.check()
+
+
+@pytest.mark.parametrize(
+    ("response", "is_wrong"),
+    [
+        (MockResponse(headers={"Content-Length": "3"}, content=b"hello"), True),
+        (MockResponse(headers={"Content-Length": "9"}, content=[b"hel", b"lo"]), True),
+        (MockResponse(headers={"Content-Length": "5"}, content=[b"hel", b"lo"]), False),
+        (MockResponse(headers={"Content-Length": "9"}, content=b"hello").stall_after(5), False),
+        (MockResponse(304, headers={"Content-Length": "9"}), False),
+    ],
+)
+def test_an_answer_of_another_length_than_it_says_fails_the_test(
+    response: MockResponse, is_wrong: bool
+) -> None:
+    server = serve(lambda _: response)
+
+    async def body() -> None:
+        async with THREADS.http2(server) as client:
+            stream_id = await client.send()
+            if is_wrong:
+                assert (await client.result(stream_id)).reset_code == 2
+            else:
+                await client.until(lambda: client.results[stream_id].status != 0)
+
+    drive(body())
+    if is_wrong:
+        with pytest.raises(ScriptError, match=r"the content-length of 5 bytes is b'[39]'"):
+            server.check()
+    else:
+        server.check()
+
+
+def test_a_head_without_content_may_tell_any_length() -> None:
+    server = serve(lambda _: MockResponse(headers={"Content-Length": "9"}))
+
+    async def body() -> None:
+        async with THREADS.http2(server) as client:
+            assert (await client.get(method="HEAD")).headers[0] == ("content-length", "9")
+
+    drive(body())
+    server.check()
 
 
 def test_an_answer_may_be_wrong_on_purpose() -> None:

@@ -177,3 +177,17 @@ def test_what_they_are() -> None:
     backend = ScriptedBackend([greeting(b"one"), greeting(b"two")])
     backend.connect_tcp("a.example", 80)
     assert repr(backend) == "<ScriptedBackend [1 played, 1 waiting]>"
+
+
+def test_what_came_first_is_told_whatever_followed(face: Face) -> None:
+    async def body() -> None:
+        backend = face.scripted(Script("the only one").expect(b"this"))
+        stream = await backend.connect_tcp("a.example", 80)
+        with pytest.raises(ScriptError, match="something else came"):
+            await stream.write(b"that")
+        with pytest.raises(ScriptError, match="no script is left"):
+            await backend.connect_tcp("a.example", 80)
+        with pytest.raises(ScriptError, match="script 'the only one', step 1 of 1"):
+            backend.check()
+
+    face.run(body)

@@ -499,3 +499,84 @@ def test_without_h11_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ImportError, match=r"pip install 'lamina-mock\[http\]'"):
         Script().expect_request("GET", "/")
     assert len(Script().expect(b"needs no h11").steps) == 1
+
+
+def test_a_head_may_be_long_and_come_in_pieces(face: Face) -> None:
+    script = Script("long").expect_request("GET", "/", headers={"X-Long": "x" * 100_000}).reply(b"!").eof()
+
+    async def body() -> None:
+        with face.scripted(script) as backend:
+            stream = await backend.connect_tcp("a.example", 80)
+            await stream.write(b"GET / HTTP/1.1\r\nHost: a\r\nX-Long: " + b"x" * 100_000)
+            await stream.write(b"\r\n\r\n")
+            assert await stream.read() == b"!"
+
+    face.run(body)
+
+
+@pytest.mark.parametrize("fault", ["reset", "eof", "stall"])
+def test_a_fault_that_never_came_hides_no_leftovers(fault: Any) -> None:
+    script = Script("cut off").expect(b"?").reply(b"0123456789").fault_after_reading(8, fault)
+    for size, left in [(3, 5), (8, 0), (10, 0)]:
+        backend = ScriptedBackend(script)
+        with backend.connect_tcp("a.example", 80) as stream:
+            stream.write(b"?")
+            assert len(stream.read(size)) == min(size, 8)
+        if left:
+            with pytest.raises(ScriptError, match=f"{left} bytes of the replies were never read"):
+                backend.check()
+        else:
+            backend.check()
+
+
+@pytest.mark.parametrize(("fault", "then"), [("reset", None), ("eof", b"")])
+def test_a_fault_after_writing_comes_before_what_the_peer_would_say_later(
+    fault: Any, then: bytes | None
+) -> None:
+    script = (
+        Script("cut off")
+        .expect(b"abc")
+        .reply(b"now")
+        .reply(b"later", after=5.0)
+        .fault_after_writing(3, fault)
+    )
+    with VirtualClock() as clock, ScriptedBackend(script).connect_tcp("a.example", 80) as stream:
+        stream.write(b"abc")
+        assert stream.read() == b"now"
+        if then is None:
+            with pytest.raises(ReadError):
+                stream.read()
+        else:
+            assert stream.read() == then
+        assert clock() == 0.0
+
+
+@pytest.mark.parametrize(
+    ("expected", "sent", "is_met"),
+    [
+        (["1", "2"], ["1", "2"], True),
+        (["2", "1"], ["1", "2"], True),
+        (["1"], ["1", "2"], True),
+        (["1", "1"], ["1", "1"], True),
+        (["1", "1"], ["1"], False),
+        (["1", "1"], ["1", "2"], False),
+        (["1", "2"], ["1, 2"], False),
+    ],
+)
+def test_a_header_that_is_expected_twice_comes_twice(
+    expected: list[str], sent: list[str], is_met: bool
+) -> None:
+    script = Script("twice").expect_request("GET", "/", headers=[("a", value) for value in expected])
+    fields = "".join(f"A: {value}\r\n" for value in sent)
+    with ScriptedBackend(script).connect_tcp("a.example", 80) as stream:
+        request = f"GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n".encode()
+        if is_met:
+            stream.write(request)
+        else:
+            with pytest.raises(ScriptError, match="another request came"):
+                stream.write(request)
+
+
+def test_a_body_that_is_no_bytes_is_refused() -> None:
+    with pytest.raises(ArgumentTypeError, match="the body of a request is bytes, not str"):
+        Script().expect_request("POST", "/", body="text")  # type: ignore[arg-type] # that is the mistake

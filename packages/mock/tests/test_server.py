@@ -190,18 +190,38 @@ def test_arguments_that_make_no_sense_are_refused(arguments: dict[str, Any], mes
         MockServer(**{"handler": echo, **arguments})
 
 
-def test_a_failure_is_raised_by_the_block_once_and_hides_nothing() -> None:
+def test_a_failure_is_raised_by_the_block_once() -> None:
     server = MockServer(echo)
     server.record(None, "first")
     server.record(ValueError("why"), "second")
     with pytest.raises(ScriptError, match="first; second"), server:
         pass
     server.check()
-    server.record(None, "third")
-    with pytest.raises(KeyError), server:
+    with server:
+        pass
+
+
+def test_a_failure_tells_more_than_what_came_of_it_and_hides_nothing() -> None:
+    server = MockServer(lambda request: 1 // 0)
+    with pytest.raises(ScriptError, match="the handler failed") as info, server:
+        stream = server.backend.connect_tcp("example.com", 80)
+        stream.write(b"GET / HTTP/1.1\r\nHost: example.com\r\n\r\n")
+        stream.read()
+    assert isinstance(info.value.__cause__, ZeroDivisionError)
+    assert "ReadError" in info.value.__notes__[0]
+    server.record(None, "without a cause")
+    with pytest.raises(ScriptError, match="without a cause") as info, server:
         raise KeyError
-    with pytest.raises(AssertionError, match="third"):
-        server.check()
+    assert isinstance(info.value.__cause__, KeyError)
+
+
+def test_a_block_without_a_failure_lets_errors_pass() -> None:
+    with pytest.raises(KeyError), MockServer(echo):
+        raise KeyError
+    server = MockServer(echo)
+    server.record(None, "not now")
+    with pytest.raises(KeyboardInterrupt), server:
+        raise KeyboardInterrupt
 
 
 def test_what_can_be_printed() -> None:

@@ -865,3 +865,38 @@ def test_a_deadlock_names_the_peer_and_its_state(face: Face) -> None:
             await (await world.connect()).read()
 
     face.run(body)
+
+
+@pytest.mark.parametrize("fault", ["reset", "eof", "stall"])
+def test_a_fault_may_be_set_when_its_byte_has_been_written(face: Face, fault: Any) -> None:
+    async def body() -> None:
+        world = World(face)
+        stream = await world.connect()
+        await stream.write(b"0123456789")
+        world.peer.line.fault_after_writing(3, fault)
+        if fault == "eof":
+            await stream.write(b"more")
+        else:
+            with pytest.raises(WriteError if fault == "reset" else WriteTimeout):
+                await stream.write(b"more", timeout=1.0)
+        assert b"".join(data for _, data in world.peer.heard if isinstance(data, bytes)) == b"0123456789"
+
+    face.run(body)
+
+
+def test_a_backend_made_in_the_block_of_a_clock_keeps_it_in_other_threads() -> None:
+    seen: list[float] = []
+
+    def read() -> None:
+        with backend.connect_tcp("a.example", 80) as stream:
+            with pytest.raises(ReadTimeout):
+                stream.read(timeout=60.0)
+            seen.append(clock())
+
+    with VirtualClock() as clock:
+        backend = PeerBackend(lambda host, port: Peer())
+        thread = threading.Thread(target=read)
+        thread.start()
+        thread.join(30)
+    assert seen == [60.0]
+    assert clock() == 60.0

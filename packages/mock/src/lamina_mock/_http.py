@@ -34,6 +34,7 @@ _STATUS_WITHOUT_CONTENT = frozenset({204, 304})
 
 # RFC 9113, section 7. Written down here so that an answer can be made without importing h2.
 NO_ERROR = 0
+PROTOCOL_ERROR = 1
 INTERNAL_ERROR = 2
 REFUSED_STREAM = 7
 CANCEL = 8
@@ -70,7 +71,7 @@ class MockResponse:
         trailers: fields after the content. Under HTTP/1.1 they need a chunked content: give it as a list.
         delay: seconds from the request, or from the call of the handler, to the first byte.
         interim: responses 1xx that are sent before: statuses, or responses of which status, headers and delay count.
-        reason: the phrase in the status line of HTTP/1.1.
+        reason: the phrase in the status line of HTTP/1.1; empty for the usual one.
         verbatim: send the headers under HTTP/2 exactly as given, however wrong. Otherwise names are put in lower case,
             fields that belong to a connection of HTTP/1.1 are left out, and what else the protocol forbids is a
             failure of the test. Under HTTP/1.1 all is checked, always.

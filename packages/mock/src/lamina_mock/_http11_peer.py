@@ -5,10 +5,12 @@ Importing this imports h11, so `_server` does it when the first client speaks HT
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from ._http import MockRequest
 from ._http_engine import Engine, Exchange, decoded, missing
+from ._scripts import LONGEST_HEAD
 
 try:
     import h11
@@ -19,8 +21,13 @@ if TYPE_CHECKING:
     from ._http import Data, Fault, Head, MockResponse, RawHeaders
     from ._server import MockConnection
 
-# Bytes of a head that h11 takes before it calls it too long. Generous: nobody attacks a test.
-LONGEST_HEAD = 1024 * 1024
+
+_REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
+
+
+def _reason(response: MockResponse) -> bytes:
+    """The phrase in the status line."""
+    return response.reason.encode("latin-1") or _REASONS.get(response.status, b"")
 
 
 class HTTP11Engine(Engine):
@@ -49,7 +56,9 @@ class HTTP11Engine(Engine):
             self._read(now)
 
     def ended(self, now: float) -> None:
-        self._exchange = None
+        if self._exchange is not None:
+            self._exchange.is_over = True
+            self._exchange = None
         self._has_ended = True
 
     def _read(self, now: float) -> None:
@@ -69,7 +78,11 @@ class HTTP11Engine(Engine):
                 self._handle(event, now)
         except h11.RemoteProtocolError as error:
             self.server.record(error, f"the client broke HTTP/1.1 on {self.connection!r}: {error}")
-            self._say(h11.Response(status_code=400, headers=[("Connection", "close")]), now)
+            if self._h11.our_state in {h11.IDLE, h11.SEND_RESPONSE}:  # else an answer is under way
+                self._say(
+                    h11.Response(status_code=400, headers=[("Connection", "close")], reason=_REASONS[400]),
+                    now,
+                )
             self._close(now)
         finally:
             self._is_reading = False
@@ -90,6 +103,9 @@ class HTTP11Engine(Engine):
 
     def _begin(self, event: h11.Request, now: float) -> None:
         headers = decoded(event.headers.raw_items())
+        if {"content-length", "transfer-encoding"} <= {name.lower() for name, _ in headers}:
+            # h11 takes the second one (RFC 9112, section 6.2: a client sends one of them).
+            raise h11.RemoteProtocolError("Content-Length beside Transfer-Encoding")
         request = MockRequest(
             self.connection,
             method=event.method.decode("ascii"),
@@ -115,7 +131,7 @@ class HTTP11Engine(Engine):
             h11.InformationalResponse(
                 status_code=response.status,
                 headers=response.raw_headers,
-                reason=response.reason.encode("latin-1"),
+                reason=_reason(response),
             ),
             now,
         )
@@ -140,7 +156,7 @@ class HTTP11Engine(Engine):
             h11.Response(
                 status_code=response.status,
                 headers=headers,
-                reason=response.reason.encode("latin-1"),
+                reason=_reason(response),
                 http_version=b"1.1",
             ),
             now,
@@ -168,15 +184,13 @@ class HTTP11Engine(Engine):
 
     def break_off(self, exchange: Exchange, fault: Fault, now: float) -> None:
         if fault.kind == "reset":
-            self._exchange = None
-            self._has_ended = True
+            self.ended(now)
             self.connection.line.reset(now)
         elif fault.kind != "stall":
             self._close(now)
 
     def _close(self, now: float) -> None:
-        self._exchange = None
-        self._has_ended = True
+        self.ended(now)
         self.connection.line.end(now)
 
     def _say(self, event: h11.Event, now: float) -> None:

@@ -11,6 +11,8 @@ round it:
   off is known here.
 - A stream above the limit is a connection error to h2, whether or not the client can know the limit yet. Here it is
   refused (section 5.1.2), and a failure of the test only if the client had acknowledged the limit.
+- h2 lets pass that the first frame is none of SETTINGS (section 3.4), and a content-length without any content (section
+  8.1.1); what comes on a stream after its end it answers with a reset (section 5.1). These are failures of the test.
 - h2 takes all settings that wait for an acknowledgement as acknowledged together. So a change waits here until the one
   before it has been acknowledged.
 
@@ -24,7 +26,7 @@ import re
 from collections import deque
 from typing import TYPE_CHECKING
 
-from ._http import NO_ERROR, REFUSED_STREAM, Data, MockRequest
+from ._http import NO_ERROR, PROTOCOL_ERROR, REFUSED_STREAM, Data, MockRequest
 from ._http_engine import Engine, Exchange, decoded, missing
 
 try:
@@ -201,6 +203,10 @@ class HTTP2Engine(Engine):
         name = FRAME_NAMES.get(kind, f"0x{kind:02x}")
         if kind in {_PING, _SETTINGS} and flags & _ACK:
             name += " ACK"
+        if not self.connection.frames_received and name != "SETTINGS":
+            self._client_broke(f"its first frame is {name} instead of SETTINGS")
+            self.goaway(0, PROTOCOL_ERROR, b"", True, now)
+            return
         self.connection.frames_received[name] += 1
         if kind == _GOAWAY:
             self.connection.goaway_received = (
@@ -214,7 +220,7 @@ class HTTP2Engine(Engine):
         try:
             events = self._h2.receive_data(data)
         except h2.exceptions.ProtocolError as error:
-            self.server.record(error, f"the client broke HTTP/2 on {self.connection!r}: {error!r}")
+            self._client_broke(repr(error), error)
             self.flush(now)  # h2 has prepared the GOAWAY
             self._close(now)
             return
@@ -222,6 +228,9 @@ class HTTP2Engine(Engine):
             handle = self._handlers.get(type(event))
             if handle is not None:
                 handle(event, now)
+
+    def _client_broke(self, how: str, cause: Exception | None = None) -> None:
+        self.server.record(cause, f"the client broke HTTP/2 on {self.connection!r}: {how}")
 
     def ended(self, now: float) -> None:
         self._has_ended = True
@@ -258,6 +267,10 @@ class HTTP2Engine(Engine):
         if self.connection.is_exhausted and self._last_stream_id is None:
             self.goaway(stream_id, NO_ERROR, b"", True, now)
         request.is_complete = event.stream_ended is not None
+        if request.is_complete and (request.header("content-length") or "0").strip("0"):
+            self._client_broke(f"{request!r} has no content, but a content-length")
+            self.reset_stream(stream_id, PROTOCOL_ERROR, now)
+            return
         if self.server.respond_early and not request.is_complete:
             self.ask(stream, now)
         expects = not request.is_complete and (request.header("expect") or "").lower() == "100-continue"
@@ -307,6 +320,8 @@ class HTTP2Engine(Engine):
 
     def _stream_reset(self, event: h2.events.StreamReset, now: float) -> None:
         stream = self._streams.get(event.stream_id)
+        if not event.remote_reset:
+            self._client_broke(f"something came on stream {event.stream_id} after its end")
         if stream is not None:
             if event.remote_reset:
                 stream.request.reset_code = int(event.error_code or 0)
@@ -340,10 +355,16 @@ class HTTP2Engine(Engine):
     def _send_headers(self, exchange: Exchange, response: MockResponse, ends: bool) -> None:
         headers = [(b":status", b"%d" % response.status), *response.raw_headers]
         length = response.known_length
-        has_length = any(name.lower() == b"content-length" for name, _ in headers)
-        is_plain = response.status >= 200 and response.status not in {204, 304} and not response.raw_trailers
-        if is_plain and length is not None and not has_length and not response.verbatim:
+        lengths = {value for name, value in headers if name.lower() == b"content-length"}
+        has_content = response.status >= 200 and response.status not in {204, 304}
+        if response.verbatim or not has_content:
+            pass
+        elif length is not None and not lengths and not response.raw_trailers:
             headers.append((b"content-length", b"%d" % length))
+        elif exchange.request.method != "HEAD" and response.fault is None:
+            size = sum(len(content) for _, content in response.chunks())
+            if lengths - {b"%d" % size}:
+                raise h2.exceptions.ProtocolError(f"the content-length of {size} bytes is {lengths.pop()!r}")
         self._send_fields(exchange, headers, ends, response.verbatim)
 
     def _send_fields(self, exchange: Exchange, headers: RawHeaders, ends: bool, verbatim: bool) -> None:

@@ -45,7 +45,7 @@ class Programme:
             known = [key for key in keys if key in self._waiting]
             for key in known:
                 if self._waiting[key]:
-                    play = Play(self._waiting[key].pop(0))
+                    play = Play(self._waiting[key].pop(0), self.failures)
                     self.plays.append(play)
                     return play
             where = f"{host}:{port}" if port else host
@@ -59,9 +59,8 @@ class Programme:
             raise error
 
     def first_failure(self) -> ScriptError | None:
-        """What went wrong first, on the first connection on which something did."""
-        failures = [*self.failures, *(play.failure for play in self.plays if play.failure is not None)]
-        return failures[0] if failures else None
+        """What went wrong first. What the client does after it, such as another attempt, tells less."""
+        return self.failures[0] if self.failures else None
 
     def check(self) -> None:
         """See `ScriptedBackend.check`."""

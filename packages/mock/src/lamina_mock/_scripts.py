@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
     from ._wire import Fault, Line
 
+LONGEST_HEAD = 1024 * 1024
+"""Bytes of a head that h11 takes before it calls it too long. Generous: nobody attacks a test."""
+
 SHOWN_BYTES = 400
 """Bytes that a comparison shows, a quarter of them before the first difference."""
 
@@ -175,7 +178,7 @@ class RequestMatcher:
     def __init__(self, expected: ExpectRequest) -> None:
         h11: Any = import_h11("Script.expect_request")
         self._h11 = h11
-        self._connection = h11.Connection(h11.SERVER)
+        self._connection = h11.Connection(h11.SERVER, max_incomplete_event_size=LONGEST_HEAD)
         self._expected = expected
         self._request: Any = None
         self._body: list[bytes] = []
@@ -207,10 +210,14 @@ class RequestMatcher:
         expected, request = self._expected, self._request
         wanted = [expected.method + b" " + expected.target]
         came = [request.method + b" " + request.target]
+        rest = list(request.headers)  # each stands for one that is expected
         for name, value in expected.headers:
             wanted.append(name + b": " + value)
-            values = [have for key, have in request.headers if key == name]
-            came.extend(name + b": " + (value if value in values else have) for have in values[:1])
+            values = [have for key, have in rest if key == name]
+            if values:
+                have = value if value in values else values[0]
+                rest.remove((name, have))
+                came.append(name + b": " + have)
         if wanted != came:
             raise Mismatch(f"another request came:\n{compare_lines(wanted, came)}")
 
@@ -292,6 +299,8 @@ class Script:
         import_h11("Script.expect_request")
         pairs = headers.items() if isinstance(headers, Mapping) else headers
         fields = tuple((name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in pairs)
+        if not isinstance(body, (bytes, bytearray, memoryview, type(None))):
+            raise ArgumentTypeError(f"the body of a request is bytes, not {type(body).__name__}")
         content = None if body is None else bytes(body)
         return self._add(ExpectRequest(method.encode("ascii"), target.encode("ascii"), fields, content))
 
@@ -378,7 +387,10 @@ class Script:
         return self
 
     def fault_after_writing(self, size: int, fault: Fault) -> Self:
-        """Once the client has written `size` bytes, `"reset"`, `"eof"` or `"stall"`; the rest is never seen."""
+        """Once the client has written `size` bytes, `"reset"`, `"eof"` or `"stall"`; the rest is never seen.
+
+        After the first two nothing is said any more that was to be said later.
+        """
         check_fault(check_size(size, "size"), fault)
         self._settings.append(lambda line: line.fault_after_writing(size, fault))
         return self
@@ -395,13 +407,19 @@ class Script:
 
 
 class Play(Peer):
-    """A script on one connection."""
+    """A script on one connection.
 
-    def __init__(self, script: Script) -> None:
+    Args:
+        script: what is played.
+        failures: of the test; one of this connection is added.
+    """
+
+    def __init__(self, script: Script, failures: list[ScriptError]) -> None:
         self.name = f"script {script.name!r}"
         self.connect_delay = script._connect_delay
         self.connect_error = script._connect_error
         self.failure: ScriptError | None = None
+        self._failures = failures
         self._settings = tuple(script._settings)
         self._steps = script.steps
         self._at_step = 0
@@ -480,6 +498,7 @@ class Play(Peer):
 
     def _fail(self, what: str) -> NoReturn:
         self.failure = ScriptError(f"{self.place()}: {what}")
+        self._failures.append(self.failure)
         self._connected_line.reset()
         raise self.failure
 

@@ -225,8 +225,17 @@ class MockServer:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if exc is None:
+        if exc is not None and not isinstance(exc, Exception):
+            return
+        try:
             self.check()
+        except ScriptError as failure:
+            # What the code under test has made of it is less telling, but not to be hidden.
+            if failure.__cause__ is None:
+                failure.__cause__ = exc
+            elif exc is not None:
+                failure.add_note(f"The code under test met: {exc!r}")
+            raise
 
     def __repr__(self) -> str:
         versions = [name for name, is_on in (("HTTP/1.1", self.http1), ("HTTP/2", self.http2)) if is_on]

@@ -198,7 +198,7 @@ class Line:
 
     @property
     def unread(self) -> int:
-        """Bytes that the client could have read before it closed, and has not; 0 where a fault hides them."""
+        """Bytes that the client could have read before it closed, and has not; what a fault hides does not count."""
         return self._wire.unread()
 
     def call_at(self, at: float, function: Callable[[float], object]) -> None:
@@ -299,8 +299,8 @@ class Wire:
     def unread(self) -> int:
         with self._lock:
             now = self._closed_at if self._closed else self._settle()
-            said = [] if self.read_fault else [what for at, what in self._said if at <= now]
-            return sum(len(what) for what in said if isinstance(what, bytes))
+            said = sum(len(what) for at, what in self._said if at <= now and isinstance(what, bytes))
+            return said if self.read_fault is None else min(said, max(0, self.read_fault[0] - self._read))
 
     def plan(self, at: float, function: Callable[[float], object]) -> None:
         with self._lock:
@@ -373,7 +373,7 @@ class Wire:
     def fail_after_writing(self, size: int, fault: Fault) -> None:
         with self._lock:
             self._write_fault = (size, fault)
-            self._look_at_written(0.0)
+            self._look_at_written(self._now())
 
     def _look_at_written(self, now: float) -> None:
         """Bring the fault about if its byte has been written."""
@@ -381,6 +381,9 @@ class Wire:
             return
         fault = self._write_fault[1]
         if fault != "stall":
+            # What the peer would have said later it does not say any more.
+            self._said = deque((at, what) for at, what in self._said if at <= now)
+            self._said_until = now
             self.say(fault, now)
         if fault == "reset":
             self._reset_at = now  # whatever was said before
@@ -405,7 +408,7 @@ class Wire:
         size = len(data)
         if self._write_fault is not None:
             before, fault = self._write_fault
-            size = min(size, before - self._written)
+            size = max(0, min(size, before - self._written))
             if not size:
                 # One that has ended its side throws away what comes.
                 return 0 if fault == "stall" else len(data)
@@ -779,7 +782,10 @@ class _Network:
     def __init__(self, make_peer: MakePeer, clock: MockClock | None) -> None:
         self.make_peer = make_peer
         self._clock = clock
-        self._own_clock = VirtualClock()
+        # A thread that is started in the block of a clock is outside of it: there is no ambient one there.
+        own = VirtualClock()
+        ambient = chain_clock(own)
+        self._own_clock = ambient if isinstance(ambient, VirtualClock) else own
         self._ports = count(FIRST_CLIENT_PORT)
         self._lock = threading.RLock()  # a peer may speak while it is spoken to
 
@@ -820,7 +826,7 @@ class PeerBackend(NetworkBackend):
         make_peer: called with host and port for each connection. It may raise, as connecting may. Neither it nor a peer
             is ever called by two threads at once.
         clock: that the connections wait on; `RuntimeClock()` for real time. By default that of the `VirtualClock` block
-            around the call, or else a `VirtualClock` of the backend's own.
+            around the call, or else around the making of the backend, or else a `VirtualClock` of the backend's own.
     """
 
     def __init__(self, make_peer: MakePeer, *, clock: MockClock | None = None) -> None:

@@ -12,6 +12,7 @@ import argparse
 import importlib
 import inspect
 import sys
+import traceback
 from typing import Any
 
 from lamina_interfaces import AsyncNetworkBackend, AsyncNetworkBackendInterface
@@ -37,7 +38,13 @@ def main(arguments: list[str] | None = None) -> int:
         factory = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         parser.error(f"{options.factory!r} cannot be imported: {error}")
-    backend = factory()
+    try:
+        backend = factory()
+    except Exception as error:  # noqa: BLE001 - whatever it is, no rule has been broken
+        traceback.print_exception(error)
+        parser.error(f"{options.factory!r} cannot be called without arguments, or has failed: {error!r}")
+    if not (hasattr(backend, "connect_tcp") or hasattr(backend, "connect")):
+        parser.error(f"{options.factory!r} returns no backend, but {backend!r}")
     try:
         report = (
             _check_async(backend, options)

@@ -11,6 +11,7 @@ from lamina_interfaces import (
     LaminaError,
     NetworkStreamInterface,
     ReadError,
+    TimeoutException,
     async_stream_from_interface,
     chain_clock,
     current_runtime,
@@ -242,11 +243,15 @@ class Case:
         given: tuple[Any, ...] = (),
         what: str,
     ) -> LaminaError:
-        """A call raises one of these, and nothing else."""
+        """A call raises one of these, and nothing else; and soon, as its limit is a short one if it has any."""
         names = " or ".join(each.__name__ for each in classes)
+        start = self.now()
         try:
             result = await by(*given)
         except classes as error:
+            took = self.now() - start
+            if isinstance(error, TimeoutException):
+                expect(took <= self.long, f"{what} gave up after {took:.3f} s, long after its limit")
             return error
         except (NotApplicable, Broken):
             raise

@@ -19,10 +19,13 @@ from lamina_interfaces import (
     NetworkBackendInterface,
     async_backend_from_interface,
     backend_from_interface,
+    chain_clock,
+    current_runtime,
     drive,
     running_runtime,
 )
 
+from .._clock import VirtualClock
 from . import _rules_backends, _rules_bytes, _rules_closing, _rules_tls, _worlds
 from ._case import LONG, Broken, Case, describe_error
 from ._peers import LoopbackPeer, NotApplicable, Peer
@@ -68,7 +71,7 @@ def check_backend(
 
     Raises:
         ValueError: there is no rule of such a name.
-        RuntimeError: an event loop runs in this thread.
+        RuntimeError: an event loop runs in this thread, or this is in the block of a `VirtualClock`.
     """
     ready: Any = backend
     if _is_second_dialect(backend, NetworkBackendInterface):
@@ -96,6 +99,7 @@ async def check_async_backend(
 
     Raises:
         ValueError: there is no rule of such a name.
+        RuntimeError: this is in the block of a `VirtualClock`.
     """
     ready: Any = backend
     if _is_second_dialect(backend, AsyncNetworkBackendInterface):
@@ -122,7 +126,7 @@ def check_stream(
 
     Raises:
         ValueError: there is no rule of such a name.
-        RuntimeError: an event loop runs in this thread.
+        RuntimeError: an event loop runs in this thread, or this is in the block of a `VirtualClock`.
     """
     return _blocking(_check(_describe(open_stream), open_stream, None, peer, rules))
 
@@ -145,6 +149,7 @@ async def check_async_stream(
 
     Raises:
         ValueError: there is no rule of such a name.
+        RuntimeError: this is in the block of a `VirtualClock`.
     """
     return await _check(_describe(open_stream), open_stream, None, peer, rules)
 
@@ -174,6 +179,10 @@ async def _check(
     subject: str, opener: Callable[..., Any], backend: Any, peer: Peer | None, names: Iterable[str] | None
 ) -> Report:
     runtime = running_runtime()
+    if isinstance(chain_clock(current_runtime().now), VirtualClock):
+        # It would stand still, and so would every rule that waits for it.
+        message = "the rules take real time; check outside of the block of a VirtualClock"
+        raise RuntimeError(message)  # noqa: TRY004 - no argument is of a wrong type
     chosen = _chosen(names)
     results = []
     second_tries = SECOND_TRIES
@@ -200,7 +209,7 @@ async def _check(
 def _chosen(names: Iterable[str] | None) -> list[Rule]:
     if names is None:
         return list(RULES.values())
-    wanted = list(names)
+    wanted = [names] if isinstance(names, str) else list(names)
     unknown = [name for name in wanted if name not in RULES]
     if unknown:
         raise ValueError(f"there is no rule {unknown[0]!r}; there are {', '.join(RULES)}")
