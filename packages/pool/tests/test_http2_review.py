@@ -274,6 +274,7 @@ async def test_a_stream_that_is_broken_is_not_asked_again_and_again() -> None:
         backend.streams[0].__class__ = BrokenStream
         backend.answer_http2 = echo
         await ask(pool)  # over another connection
+        backend.streams[0].peer.ping()  # who reads looks up
         assert isinstance(await reader.outcome_in_time(10.0), WriteError)
     assert len(backend.streams) == 2
 
