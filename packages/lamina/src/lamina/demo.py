@@ -42,7 +42,7 @@ MOCK = "lamina[mock]"
 HTTP2 = "lamina[http2,mock]"
 """What some rows need, as one writes it after `pip install`."""
 
-MODULES = {MOCK: ("lamina_mock",), HTTP2: ("lamina_mock", "h2")}
+MODULES: dict[str, tuple[str, ...]] = {MOCK: ("lamina_mock",), HTTP2: ("lamina_mock", "h2")}
 
 COLUMNS = (39, 46, 11, 8)
 """Of the first table: what, result, connections, milliseconds."""

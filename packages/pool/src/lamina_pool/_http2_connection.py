@@ -327,7 +327,8 @@ class HTTP2Connection:
     async def _read_and_write(self, exchange: HTTP2Exchange, limit: Limit) -> None:
         await self._wait_writable(limit, self._time_to_wait())
         self.step(self._stop_writing, exchange)
-        if self.stream.get_extra_info("is_readable") is not False:  # a stream that cannot tell is read for a while
+        # A stream that cannot tell is read for a while.
+        if self.stream.get_extra_info("is_readable") is not False:
             await self._read(exchange, limit)
 
     def _stop_writing(self, exchange: HTTP2Exchange) -> None:
