@@ -51,7 +51,7 @@ def moody(seed: int) -> Callable[[Asked], None]:
         elif mood < 0.05:
             asked.reset(CANCEL)
         elif mood < 0.055:
-            server.goaway(asked.id - 2)
+            server.goaway(max(0, asked.id - 2))
         elif mood < 0.06:
             server.goaway(asked.id)
             asked.respond()
