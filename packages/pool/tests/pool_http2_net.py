@@ -6,8 +6,11 @@ read, and one write; whoever does besides is noted in `violations`, as is what t
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import trustme
 
 from lamina_interfaces import (
     AsyncPromptWriter,
@@ -238,3 +241,21 @@ def check_servers(backend: HTTP2Backend) -> None:
     """No server waits for more of a request, where all was sent that there is."""
     for stream in backend.open_streams:
         assert stream.peer.is_over or not stream.peer.open, (stream, stream.peer.open)
+
+
+class Contexts(NamedTuple):
+    """TLS of both sides, which agree on h2."""
+
+    server: ssl.SSLContext
+    client: ssl.SSLContext
+
+
+def make_contexts() -> Contexts:
+    authority = trustme.CA()
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("example.com").configure_cert(server)
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    authority.configure_trust(client)
+    for context in (server, client):
+        context.set_alpn_protocols(["h2"])
+    return Contexts(server, client)

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from lamina_interfaces import ConnectionNotAvailable, LocalProtocolError, RemoteProtocolError
 from lamina_pool._http2 import (
     CONNECTION_WINDOW,
-    DEFAULT_CAPACITY,
     MAX_SEND_BYTES,
     MAX_STREAM_WINDOW,
     MAX_UNSENT,
@@ -57,6 +56,7 @@ from lamina_pool._http2_frames import (
     frame,
 )
 from lamina_pool._http11 import MAX_FIELDS, MAX_HEAD_BYTES, MAX_INTERIM_RESPONSES
+from lamina_pool._scheduler import PRESUMED_STREAMS
 from pool_http2_peer import (
     PREFACE,
     SETTINGS_ACK,
@@ -888,7 +888,7 @@ def test_B21_the_last_stream_number_is_used_and_then_the_connection_drains() -> 
 
 def test_B10_a_hundred_streams_until_the_server_names_another_number() -> None:
     peer = Peer()
-    assert peer.session.capacity == DEFAULT_CAPACITY == 100
+    assert peer.session.capacity == PRESUMED_STREAMS == 100
     for _ in range(100):
         peer.open()
     assert (peer.session.can_open, peer.session.open_streams) == (False, 100)

@@ -6,15 +6,13 @@ import asyncio
 import gc
 import os
 import signal
-import ssl
 import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
-import trustme
 
 from lamina_interfaces import (
     THREADS,
@@ -30,7 +28,15 @@ from lamina_pool._http2_connection import HTTP2Connection
 from lamina_pool._pool import MAX_REFUSALS, _capacity_changed
 from lamina_pool._scheduler import Waiter
 from pool_async_runs import VIRTUAL, Jobs, ask, loop_options, pause, until, url
-from pool_http2_net import HTTP2Backend, PromptStream, SharedStream, check_shared, echo
+from pool_http2_net import (
+    Contexts,
+    HTTP2Backend,
+    PromptStream,
+    SharedStream,
+    check_shared,
+    echo,
+    make_contexts,
+)
 from pool_http2_peer import request
 from pool_http2_server import CANCEL, INITIAL_WINDOW_SIZE, REFUSED_STREAM, Asked
 
@@ -46,21 +52,9 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
     return loop_options(request.param)
 
 
-class Contexts(NamedTuple):
-    server: ssl.SSLContext
-    client: ssl.SSLContext
-
-
 @pytest.fixture(scope="module")
 def contexts() -> Contexts:
-    authority = trustme.CA()
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("example.com").configure_cert(server)
-    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    authority.configure_trust(client)
-    for context in (server, client):
-        context.set_alpn_protocols(["h2"])
-    return Contexts(server, client)
+    return make_contexts()
 
 
 def shared(

@@ -7,14 +7,12 @@ unless a write was cut in two. A lost wake-up would let somebody wait for ever, 
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import anyio
 import pytest
-import trustme
 
 from lamina_interfaces import LaminaError
 from lamina_pool import AsyncConnectionPool
@@ -36,7 +34,7 @@ from pool_async_runs import (
     until,
     url,
 )
-from pool_http2_net import HTTP2Backend, check_servers, check_shared
+from pool_http2_net import Contexts, HTTP2Backend, check_servers, check_shared, make_contexts
 from pool_http2_server import INITIAL_WINDOW_SIZE, MAX_CONCURRENT_STREAMS, NO_ERROR, REFUSED_STREAM, Asked
 
 pytestmark = pytest.mark.anyio
@@ -53,21 +51,9 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
     return loop_options(request.param)
 
 
-class Contexts(NamedTuple):
-    server: ssl.SSLContext
-    client: ssl.SSLContext
-
-
 @pytest.fixture(scope="module")
 def contexts() -> Contexts:
-    authority = trustme.CA()
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("example.com").configure_cert(server)
-    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    authority.configure_trust(client)
-    for context in (server, client):
-        context.set_alpn_protocols(["h2"])
-    return Contexts(server, client)
+    return make_contexts()
 
 
 class Scene:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lamina_interfaces import ConcurrencyError, LaminaError, PoolClosed, ReadError
 
 from ._models import ResponseStateError
-from ._trace import Tracer
+from ._trace import Tracer, nothing
 
 if TYPE_CHECKING:
     from ._http11 import Headers
@@ -127,11 +127,11 @@ class ResponseBody:
             data = await self._receive()
         except BaseException as error:
             await trace.failed("receive_response_body", error)
-            await trace.around("response_closed", {**self._connection.extensions}, _nothing)
+            await trace.around("response_closed", {**self._connection.extensions}, nothing)
             raise
         if not self._is_open:
             await trace.complete("receive_response_body")
-            await trace.around("response_closed", {**self._connection.extensions}, _nothing)
+            await trace.around("response_closed", {**self._connection.extensions}, nothing)
         return data
 
     def _after_the_end(self) -> bytes:
@@ -168,7 +168,7 @@ class ResponseBody:
                 raise
             self._give_back_whole()
             if self._trace is not None:
-                await self._trace.around("response_closed", {**self._connection.extensions}, _nothing)
+                await self._trace.around("response_closed", {**self._connection.extensions}, nothing)
         finally:
             self._reading.release()
 
@@ -232,7 +232,3 @@ class ResponseBody:
                 source=self,
                 stacklevel=2,
             )
-
-
-async def _nothing() -> None:
-    """What is traced where httpcore has an event and we have nothing to wait for."""

@@ -44,10 +44,6 @@ BACKOFF_SECONDS = 0.5
 """Before the second new attempt to connect; then twice as long each time. The first follows at once."""
 
 
-PRESUMED_STREAMS = 100
-"""How many requests a connection is taken to carry where HTTP/2 may be spoken (RFC 9113, section 6.5.2, recommends)."""
-
-
 class DialOptions(NamedTuple):
     """How the pool opens connections."""
 

@@ -190,7 +190,9 @@ class HTTP11Session:
                 self._prefix = (self._prefix + data[: len(_PREFIX)])[: len(_PREFIX)]
                 if not _PREFIX.startswith(self._prefix):
                     self._has_failed = True
-                    raise RemoteProtocolError(_describe_foreign_bytes(data), phase="read")
+                    raise RemoteProtocolError(
+                        describe_foreign_bytes(data, "an HTTP/1.x response"), phase="read"
+                    )
             if len(data) <= SLICE_BYTES and not self._unfed:
                 self._h11.receive_data(data)
                 return
@@ -265,7 +267,7 @@ class HTTP11Session:
             # h11 raises what its frame has in a variable: a cycle, which would keep the whole connection.
             if self._is_head_next and self._is_end_fed:
                 raise RemoteProtocolError(_CUT_OFF, phase="read") from error.with_traceback(None)
-            raise RemoteProtocolError(_shortened(str(error)), phase="read") from error.with_traceback(None)
+            raise RemoteProtocolError(shortened(str(error)), phase="read") from error.with_traceback(None)
 
     def _look_through_head(self) -> None:
         held = self._h11.trailing_data[0]
@@ -402,17 +404,17 @@ def _check_version(version: bytes) -> None:
         )
 
 
-def _shortened(text: str) -> str:
+def shortened(text: str) -> str:
     """h11 quotes a whole line, which may be as long as a head may be."""
     return text if len(text) <= MAX_QUOTE else f"{text[:MAX_QUOTE]}…"
 
 
-def _describe_foreign_bytes(data: bytes) -> str:
-    """Say what a peer speaks whose first bytes are not those of an HTTP/1.x response."""
+def describe_foreign_bytes(data: bytes, expected: str) -> str:
+    """Say what a peer speaks whose first bytes are not those of what was expected."""
     if data[:1] in (b"\x15", b"\x16") and data[1:2] in (b"\x03", b""):
         return "the server answered with TLS to a request without TLS; is this an https port?"
     if data[3:4] == b"\x04" and data[5:9] == bytes(4):
         return "the server speaks HTTP/2 where HTTP/1.1 was expected"
     if data.startswith(b"SSH-"):
         return "the server speaks SSH, not HTTP"
-    return f"the server's answer is not an HTTP/1.x response; it begins with {data[:32]!r}"
+    return f"the server's answer is not {expected}; it begins with {data[:32]!r}"

@@ -59,7 +59,15 @@ from ._http2_frames import (
     without_padding,
 )
 from ._http2_headers import MalformedMessage, check_response, check_trailers, request_fields
-from ._http11 import MAX_HEAD_BYTES, MAX_INTERIM_BYTES, MAX_INTERIM_RESPONSES, MAX_QUOTE, ResponseHead
+from ._http11 import (
+    MAX_HEAD_BYTES,
+    MAX_INTERIM_BYTES,
+    MAX_INTERIM_RESPONSES,
+    MAX_QUOTE,
+    ResponseHead,
+    shortened,
+)
+from ._scheduler import PRESUMED_STREAMS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,9 +83,6 @@ STREAM_WINDOW = 256 * 1024
 
 MAX_STREAM_WINDOW = 16 * 1024 * 1024
 """What a stream's window may grow to: 1 Gbit/s at 130 ms."""
-
-DEFAULT_CAPACITY = 100
-"""Streams at once as long as the server has named no number: what RFC 9113 (section 6.5.2) asks it to allow."""
 
 MAX_ENCODER_TABLE = 4096
 """Bytes of our compression table, whatever the server offers. hpack looks through it from end to end."""
@@ -279,7 +284,7 @@ class HTTP2Session:
         # Sending.
         self._output: list[bytes] = []
         self._unsent_control = 0
-        self._limit: int = DEFAULT_CAPACITY
+        self._limit: int = PRESUMED_STREAMS
         self._blocked: dict[HTTP2Stream, None] = {}
         self._has_said_goodbye = False
         # Receiving.
@@ -557,9 +562,9 @@ class HTTP2Session:
             except ConnectionFault as fault:
                 self._fail(str(fault), fault.code, fault.__cause__)
             except h2.exceptions.ProtocolError as error:
-                self._fail(f"the server broke HTTP/2: {_shortened(str(error))}", int(error.error_code), error)
+                self._fail(f"the server broke HTTP/2: {shortened(str(error))}", int(error.error_code), error)
             except Exception as error:  # noqa: BLE001 # the border: hpack and hyperframe raise what they come upon
-                self._fail(f"the server broke HTTP/2: {_shortened(repr(error))}", PROTOCOL_ERROR, error)
+                self._fail(f"the server broke HTTP/2: {shortened(repr(error))}", PROTOCOL_ERROR, error)
         news = list(self._news)
         self._news.clear()
         return news
@@ -635,7 +640,7 @@ class HTTP2Session:
             fields = list(self._h2.decoder.decode(block, raw=True))
         except Exception as error:
             # hpack says that a list is too long by an error like any other, and then leaves the table as it is.
-            message = f"the response's head cannot be decoded: {_shortened(str(error) or repr(error))}"
+            message = f"the response's head cannot be decoded: {shortened(str(error) or repr(error))}"
             raise ConnectionFault(COMPRESSION_ERROR, message) from error
         stream = self._streams.get(stream_id)
         if stream is None:
@@ -777,7 +782,7 @@ class HTTP2Session:
             changes[:] = dict.fromkeys((min(changes), changes[-1]))
         self._send_control(self._h2.data_to_send())
         limit = self._h2.remote_settings.get(h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS)
-        self._limit = DEFAULT_CAPACITY if limit is None else limit
+        self._limit = PRESUMED_STREAMS if limit is None else limit
         self._wake_blocked()  # the windows may be larger
 
     def _read_ping(self, flags: int, payload: bytes, now: float) -> None:
@@ -858,7 +863,3 @@ def _pack_settings(settings: dict[int, int]) -> bytes:
 
 def _wrong_length(declared: int, sent: int) -> LocalProtocolError:
     return LocalProtocolError(f"the request's body has {sent} bytes, of {declared} declared", phase="write")
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= MAX_QUOTE else f"{text[:MAX_QUOTE]}…"

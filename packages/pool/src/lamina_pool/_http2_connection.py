@@ -52,7 +52,7 @@ from ._http2_exchange import HTTP2Exchange
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lamina_interfaces import Event, Runtime
+    from lamina_interfaces import Event, Phase, Runtime
 
     from ._http2 import HTTP2Stream
     from ._io import Stream
@@ -173,7 +173,7 @@ class HTTP2Connection:
     def close_now(self) -> None:
         """Close the stream with such a farewell as needs no waiting."""
         if self.failure is None and self._is_prompt and os.getpid() == self._pid:
-            self.step(self._say_goodbye)
+            self.step(self.session.goaway)
         self._end(self.stream.close_now)
 
     def abort(self) -> None:
@@ -251,6 +251,10 @@ class HTTP2Connection:
             self.stream.abort()
         self._wake_all()
 
+    def limit(self, timeout: float | None, phase: Phase) -> Limit:
+        """A limit on the connection's clock."""
+        return Limit(timeout, self._now, phase)
+
     def copy_of(self, error: LaminaError) -> LaminaError:
         """The same error for one of those whom it concerns: each is told of its own request besides."""
         own = copy(error)
@@ -309,7 +313,7 @@ class HTTP2Connection:
         until = limit
         if self._write_failure is not None:
             # The reader may have begun before that, and know nothing of it.
-            until = Limit(_sooner(limit.remaining(), self._patience()), self._now, limit.phase)
+            until = self.limit(_sooner(limit.remaining(), self._patience()), limit.phase)
         try:
             if not await until.wait_for(event, self.runtime):
                 if limit.expired():
@@ -424,10 +428,10 @@ class HTTP2Connection:
                     return
                 if not self.stream.get_extra_info("is_readable"):
                     return
-                await self._read(exchange, Limit(GLANCE_SECONDS, self._now, "read"))
+                await self._read(exchange, self.limit(GLANCE_SECONDS, "read"))
             except TimeoutException:
                 # A custom stream may take for readable what is only half a record of TLS.
-                Limit(None, self._now, "read").check()  # the caller's own deadline is another matter
+                self.limit(None, "read").check()  # the caller's own deadline is another matter
                 return
             finally:
                 if self._reader is exchange:
@@ -522,7 +526,7 @@ class HTTP2Connection:
     async def flush_quietly(self) -> None:
         """The same, for nobody in particular."""
         try:
-            await self.flush(Limit(FAREWELL_SECONDS, self._now, "write"))
+            await self.flush(self.limit(FAREWELL_SECONDS, "write"))
         except Exception:  # noqa: BLE001 - also what a custom stream raises that breaks its contract
             pass
 
@@ -565,9 +569,6 @@ class HTTP2Connection:
             self._write_failed_at = self._now()
             self._unsent = memoryview(b"")
             self._wake_all()
-
-    def _say_goodbye(self) -> None:
-        self.session.goaway()
 
     # --- the requests' own ---------------------------------------------------------------------------------
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from lamina_interfaces import (
     ArgumentTypeError,
-    Limit,
     LocalProtocolError,
     ReadError,
     RemoteProtocolError,
@@ -23,7 +22,7 @@ from lamina_interfaces import (
 from ._connection import EXPECT_CONTINUE_SECONDS, smaller
 from ._io import END, StaleConnectionError
 from ._models import ByteStream
-from ._trace import Tracer
+from ._trace import Tracer, nothing
 
 if TYPE_CHECKING:
     from ._checks import RequestFraming, Timeouts
@@ -113,7 +112,7 @@ class HTTP2Exchange:
                 info = {"request": request, **self.extensions}
                 await trace.around("send_request_body", info, self._send_body, first, framing, body, timeouts)
         else:
-            await self._connection.flush(Limit(timeouts.write, self._connection.runtime.now, "write"))
+            await self._connection.flush(self._connection.limit(timeouts.write, "write"))
         if trace is None:
             return await self._receive_head(timeouts.read)
         await trace.started("receive_response_headers", {"request": request, **self.extensions})
@@ -140,7 +139,7 @@ class HTTP2Exchange:
         if trace is not None:
             info: dict[str, Any] = {"request": request}
             if self._is_first:
-                await trace.around("send_connection_init", info, _nothing)
+                await trace.around("send_connection_init", info, nothing)
             await trace.started("send_request_headers", info)
         try:
             while True:
@@ -153,9 +152,7 @@ class HTTP2Exchange:
                     connection.announce()
                     raise StaleConnectionError(connection.explain_refusal(), 0)
                 # The peer does not read.
-                await connection.wait(
-                    self, self._may_open, Limit(timeouts.write, connection.runtime.now, "write")
-                )
+                await connection.wait(self, self._may_open, connection.limit(timeouts.write, "write"))
         except BaseException as error:
             if trace is not None:
                 await trace.failed("send_request_headers", error)
@@ -195,9 +192,8 @@ class HTTP2Exchange:
     ) -> None:
         """Send the body from this piece on, until it ends or the server has heard enough."""
         connection, stream = self._connection, self._the_stream
-        now = connection.runtime.now
         if framing.expects_continue:
-            await connection.flush(Limit(timeouts.write, now, "write"))
+            await connection.flush(connection.limit(timeouts.write, "write"))
             if not await self._is_body_asked_for(smaller(timeouts.read, EXPECT_CONTINUE_SECONDS)):
                 return
         while self._is_body_wanted:
@@ -209,24 +205,23 @@ class HTTP2Exchange:
             piece = await _next_piece(body)
             if piece is END:
                 connection.step(connection.session.end_stream, stream)
-                await connection.flush(Limit(timeouts.write, now, "write"))
+                await connection.flush(connection.limit(timeouts.write, "write"))
                 return
 
     async def _is_body_asked_for(self, patience: float) -> bool:
-        limit = Limit(patience, self._connection.runtime.now, "read")
+        limit = self._connection.limit(patience, "read")
         stream = self._the_stream
         try:
             await self._connection.wait(self, lambda: stream.is_continued or self._has_answer, limit)
         except TimeoutException:
-            Limit(
-                None, self._connection.runtime.now, "read"
-            ).check()  # the caller's own deadline is another matter
+            # The caller's own deadline is another matter.
+            self._connection.limit(None, "read").check()
             return True  # it may not know what is expected of it
         return not self._has_answer
 
     async def _send_piece(self, rest: memoryview, timeouts: Timeouts) -> None:
         connection, stream = self._connection, self._the_stream
-        limit = Limit(timeouts.write, connection.runtime.now, "write")
+        limit = connection.limit(timeouts.write, "write")
         while rest and self._is_body_wanted:
             taken = connection.step(connection.session.send_data, stream, rest)
             rest = rest[taken:]
@@ -234,7 +229,7 @@ class HTTP2Exchange:
             await connection.flush(limit)
             if taken:
                 await connection.read_left_over(self)  # a refusal, it may be
-                limit = Limit(timeouts.write, connection.runtime.now, "write")
+                limit = connection.limit(timeouts.write, "write")
             if (rest and not taken) or connection.is_congested:
                 self.is_sending = True
                 try:
@@ -273,7 +268,7 @@ class HTTP2Exchange:
     async def _receive_head(self, timeout: float | None) -> ResponseHead:
         stream = self._the_stream
         if stream.head is None:
-            limit = Limit(timeout, self._connection.runtime.now, "read")
+            limit = self._connection.limit(timeout, "read")
             await self._connection.wait(self, lambda: self._has_answer, limit)
         if stream.head is None:
             raise self._explain()
@@ -292,13 +287,13 @@ class HTTP2Exchange:
                 raise ReadError("the response is being closed", phase="read")
             if stream.held:
                 data: bytes = connection.step(stream.take, connection.runtime.now())
-                await connection.flush(Limit(timeout, connection.runtime.now, "write"))
+                await connection.flush(connection.limit(timeout, "write"))
                 return data
             if stream.has_ended:
                 return b""
             if stream.failure is not None or connection.failure is not None:
                 raise self._explain()
-            limit = Limit(timeout, connection.runtime.now, "read")
+            limit = connection.limit(timeout, "read")
             await connection.wait(self, lambda: self._has_news, limit)
 
     @property
@@ -375,7 +370,3 @@ async def _next_piece(body: BodySource) -> Any:
             piece = piece.cast("B") if piece.contiguous else piece.tobytes()
         if piece:
             return piece
-
-
-async def _nothing() -> None:
-    """What is traced where httpcore has an event and there is nothing to wait for."""

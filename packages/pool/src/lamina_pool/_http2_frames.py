@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from h2.errors import ErrorCodes
 
-from ._http11 import MAX_HEAD_BYTES, _describe_foreign_bytes
+from ._http11 import MAX_HEAD_BYTES, describe_foreign_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -261,4 +261,4 @@ def _describe_beginning(data: bytes) -> str:
         return f"the server speaks HTTP/1 where HTTP/2 was expected; it begins with {data[:32]!r}"
     if data[:1] == b"\0" and b"" < data[3:4] < bytes([len(_NAMES)]):
         return f"the server's first frame is {_NAMES[data[3]]}, not SETTINGS"
-    return _describe_foreign_bytes(data).replace("an HTTP/1.x response", "HTTP/2")
+    return describe_foreign_bytes(data, "HTTP/2")

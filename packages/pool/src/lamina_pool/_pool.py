@@ -45,10 +45,10 @@ from lamina_interfaces import (
 
 from ._body import ResponseBody
 from ._checks import Timeouts, check_request
-from ._dialling import PRESUMED_STREAMS, Dialler, LoneDial
+from ._dialling import Dialler, LoneDial
 from ._io import StaleConnectionError
 from ._models import Request, Response
-from ._scheduler import Close, GiveUp, Scheduler, SlotState, Waiter, WaiterState
+from ._scheduler import PRESUMED_STREAMS, Close, GiveUp, Scheduler, SlotState, Waiter, WaiterState
 from ._stats import PooledConnection, PoolStats, snapshot
 
 if TYPE_CHECKING:

@@ -59,6 +59,10 @@ if TYPE_CHECKING:
 
 NEVER = math.inf
 
+PRESUMED_STREAMS = 100
+"""How many requests an HTTP/2 connection is taken to carry before the server names a number: what RFC 9113 (section
+6.5.2) asks it to allow."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:

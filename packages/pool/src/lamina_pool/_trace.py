@@ -133,6 +133,10 @@ class Tracer:
         return f"<Tracer [{self._prefix!r}, callback: {self._callback!r}, log: {self._logger is not None}]>"
 
 
+async def nothing() -> None:
+    """The step behind an event that httpcore has where there is nothing to wait for."""
+
+
 def _must_not_wait(answer: object) -> bool:
     return hasattr(answer, "__await__") and hasattr(answer, "close") and running_runtime() == "threads"
 
