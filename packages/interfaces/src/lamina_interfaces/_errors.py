@@ -238,9 +238,17 @@ class WriteError(NetworkError):
 
 
 class ProxyError(LaminaError, ConnectionError):
-    """The proxy refused to connect, or did not keep to its protocol."""
+    """The proxy refused to connect, or did not keep to its protocol.
+
+    Attributes:
+        status: of the proxy's answer to CONNECT, 407 for instance; `None` where it gave none.
+        headers: the fields of that answer, `Proxy-Authenticate` for instance: pairs of bytes in their order.
+    """
 
     default_message = "the proxy refused"
+
+    status: int | None = None
+    headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
 # --- protocol ----------------------------------------------------------------------------------------------

@@ -17,7 +17,16 @@ from lamina_interfaces import (
 )
 
 from ._checks import build_request
-from ._faces import PlainBody, StreamFace, Switched, check_backend, describe_pool, pieces_of, untrusted_bytes
+from ._faces import (
+    PlainBody,
+    StreamFace,
+    Switched,
+    addresses_of,
+    check_backend,
+    describe_pool,
+    pieces_of,
+    untrusted_bytes,
+)
 from ._io import CallerError
 from ._pool import Pool
 from ._settings import read_settings
@@ -133,6 +142,10 @@ class BlockingWorld:
             self.backend.connect_unix_socket(path, timeout=timeout, socket_options=socket_options)
         )
 
+    async def resolve(self, host: str, port: int, timeout: float | None) -> list[str]:
+        resolve: Any = getattr(self.backend, "resolve", None)
+        return [] if resolve is None else addresses_of(resolve(host, port, timeout=timeout))
+
     async def sleep(self, seconds: float) -> None:
         self.backend.sleep(seconds)
 
@@ -192,11 +205,13 @@ class SwitchedStream(Switched[NetworkStream], NetworkStream):
         """See `NetworkStream.read`."""
         if self._leading:
             return self._take_leading(max_bytes)
-        return self._stream.read(max_bytes, timeout=timeout)
+        with self._body.explaining():
+            return self._stream.read(max_bytes, timeout=timeout)
 
     def write(self, buffer: BytesLike, timeout: float | None = None) -> None:
         """See `NetworkStream.write`."""
-        self._stream.write(buffer, timeout=timeout)
+        with self._body.explaining():
+            self._stream.write(buffer, timeout=timeout)
 
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
@@ -209,7 +224,8 @@ class SwitchedStream(Switched[NetworkStream], NetworkStream):
         if self._leading:
             self.close()
             raise untrusted_bytes()
-        self._stream = self._stream.start_tls(ssl_context, server_hostname=server_hostname, timeout=timeout)
+        with self._body.explaining():
+            self._stream = self._stream.start_tls(ssl_context, server_hostname=server_hostname, timeout=timeout)
         return self
 
     def close(self) -> None:
@@ -229,7 +245,9 @@ class ConnectionPool:
     Args:
         ssl_context: for https; used as it is, never changed. By default one that trusts certifi's certificates
             and is shared by all pools of the process.
-        proxy: not supported by this version; anything but `None` is refused.
+        proxy: that requests go through: forwarded by it if they are plain HTTP/1.1, otherwise in a tunnel; if it
+            speaks SOCKS5 (extra `socks`), everything in a tunnel. With `socks5` names are resolved here, with
+            `socks5h` there. The addresses and socket options below then are those of connections to the proxy.
         max_connections: at most so many connections in all, those being opened and closed included; further
             requests wait, first come first served. `None` for no limit.
         max_keepalive_connections: at most so many idle ones. `None` for as many as `max_connections`.
@@ -241,7 +259,7 @@ class ConnectionPool:
             go over HTTP/1.1 connections of their own.
         retries: how often a failed attempt to connect is repeated: at once, then after 0.5 s, 1 s, 2 s, …
         local_address: our own IP address to connect from.
-        uds: path of a unix socket to connect to instead of the URL's host and port.
+        uds: path of a unix socket to connect to instead of the URL's host and port, or the proxy's.
         network_backend: opens the connections. By default the one of `lamina-sync-backend`.
         socket_options: set on every socket before connecting, each as `socket.setsockopt` takes it.
         max_connections_per_origin: at most so many connections to one scheme, host and port (and one
@@ -255,7 +273,8 @@ class ConnectionPool:
 
     Raises:
         ArgumentValueError, ArgumentTypeError: an argument makes no sense.
-        UnsupportedProtocol: what this version does not do was asked for.
+        UnsupportedProtocol: a package is needed that is not installed, or the proxy has another scheme.
+        InvalidURL, LocalProtocolError: the proxy has no host, or credentials that its protocol cannot carry.
     """
 
     def __init__(
@@ -367,6 +386,7 @@ class ConnectionPool:
         Raises:
             PoolTimeout: no connection became free within the `"pool"` timeout.
             ConnectTimeout, ConnectError: no connection could be made.
+            ProxyError: the proxy refused to connect, or failed.
             WriteTimeout, WriteError: the request could not be sent.
             ReadTimeout, ReadError: the answer did not come.
             DeadlineExceeded: the ambient deadline passed, in any of these phases.

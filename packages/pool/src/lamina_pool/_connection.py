@@ -77,8 +77,13 @@ class HTTP11Connection:
     For one request at a time; the pool sees to that. After any exception, cancellation included, it can only
     be aborted.
 
-    Attributes:
+    Args:
         stream: what it runs over.
+        runtime: clock and events.
+        leading: what has been read from it already: came behind the answer of a proxy.
+
+    Attributes:
+        stream: as given.
         trailers: the fields behind the body of the last response, once it has been read to its end.
         bytes_sent: bytes of the present request that the system has taken for certain.
         bytes_offered: the same, with those of a write that failed, any part of which may have been taken.
@@ -89,8 +94,9 @@ class HTTP11Connection:
     is_exclusive = True
     capacity = 1
 
-    def __init__(self, stream: Stream, runtime: Runtime) -> None:
+    def __init__(self, stream: Stream, runtime: Runtime, *, leading: bytes = b"") -> None:
         self.stream = stream
+        self._leading = leading
         self.trailers: Headers = []
         self.bytes_sent = 0
         self.bytes_offered = 0
@@ -402,7 +408,10 @@ class HTTP11Connection:
             ) from error
 
     async def _fill(self, timeout: float | None) -> None:
-        data = await self.stream.read(DEFAULT_READ_SIZE, timeout)
+        if self._leading:
+            data, self._leading = self._leading, b""
+        else:
+            data = await self.stream.read(DEFAULT_READ_SIZE, timeout)
         if not data and self._is_aborted:
             # Some streams read our own closing, by another thread, as the peer's orderly end.
             raise ReadError("the connection was closed while it was being read", phase="read")

@@ -3,6 +3,10 @@
 Whoever opens a connection does so in its own thread or task, where nobody else can interrupt it. Yet closing the pool
 must end it. So each dial opens a deadline without a limit around itself, which `close` brings forward to now. Every
 wait of a backend looks at it, in a task it is a cancel scope besides, and a stream that is there already is aborted.
+
+By way of a proxy it is the proxy that is connected to, with every option that there is; `_proxies.py` asks it for the
+rest of the way. All of it, the TLS handshakes with the proxy and with the server included, is one attempt with one time
+limit.
 """
 
 from __future__ import annotations
@@ -15,16 +19,20 @@ from lamina_interfaces import (
     ConnectTimeout,
     DeadlineBlock,
     DeadlineExceeded,
+    LaminaError,
     Limit,
     PoolClosed,
+    ProxyError,
+    TimingSpan,
     UnsupportedProtocol,
     chain_clock,
 )
 
 from ._connection import HTTP11Connection
+from ._proxies import UNREACHABLE, forwarded, open_socks, open_tunnel, route_of, within_proxy
 from ._ssl import shared_ssl_context
-from ._trace import Tracer
-from ._urls import server_name
+from ._trace import MASK, Tracer
+from ._urls import Origin, server_name
 
 if TYPE_CHECKING:
     import ssl
@@ -33,12 +41,12 @@ if TYPE_CHECKING:
 
     from lamina_interfaces import Phase, Runtime, SocketOption
 
-    from ._checks import Timeouts
+    from ._checks import RequestFraming, Timeouts
     from ._http2_connection import HTTP2Connection
     from ._io import Connection, Stream, World
     from ._models import Request
     from ._pool import Claim
-    from ._urls import Origin
+    from ._proxies import ProxySettings, Route
 
 BACKOFF_SECONDS = 0.5
 """Before the second new attempt to connect; then twice as long each time. The first follows at once."""
@@ -52,24 +60,49 @@ class DialOptions(NamedTuple):
     http2_ping_interval: float | None
     http2_ping_timeout: float
     ssl_context: ssl.SSLContext | None
+    proxy: ProxySettings | None
     retries: int
     local_address: str | None
     uds: str | None
     socket_options: Sequence[SocketOption] | None
 
 
+class ConnectionKey(NamedTuple):
+    """What has to be the same for a connection to serve another request of this pool.
+
+    Whatever else a connection depends on (the proxy and its credentials, the TLS contexts, addresses, socket options)
+    is the same for all connections of a pool, and cannot be changed.
+
+    Attributes:
+        origin: of the server, or of the proxy that forwards.
+        server_hostname: for SNI and the certificate, in the place of the origin's host.
+        protocols: what may be spoken, by the names of ALPN.
+        route: how it leads to the server.
+    """
+
+    origin: Origin
+    server_hostname: str | None
+    protocols: tuple[str, ...]
+    route: Route
+
+
 class _Dial:
     """A connection in the making, so that closing the pool can end it."""
 
-    __slots__ = ("_block", "phase", "protocols", "ssl_context", "stream")
+    __slots__ = (
+        "_block", "key", "leading", "phase", "proxy_ssl_context", "spans", "ssl_context", "stream"
+    )  # fmt: skip
 
-    def __init__(self, runtime: Runtime, protocols: tuple[str, ...]) -> None:
+    def __init__(self, runtime: Runtime, key: ConnectionKey) -> None:
         self.phase: Phase = "connect"
-        self.protocols = protocols
+        self.key = key
         # Over when this object has gone, should an interrupt keep it from being closed.
         self._block = DeadlineBlock(None, runtime=runtime)
         self.ssl_context: ssl.SSLContext | None = None
+        self.proxy_ssl_context: ssl.SSLContext | None = None
         self.stream: Stream | None = None
+        self.leading = b""  # what has come behind the proxy's answer
+        self.spans: list[TimingSpan] = []  # the handshakes with the proxy
 
     def __enter__(self) -> None:
         self._block.open()
@@ -173,17 +206,25 @@ class Dialler:
         for dial in list(self._dials):
             dial.abort()
 
-    def protocols(self, scheme: bytes, *, needs_http1: bool) -> tuple[str, ...]:
-        """What may be spoken on a connection, by its names in ALPN (RFC 7301), the preferred one first.
-
-        Without TLS nothing can be agreed on. So there it is HTTP/1.1, unless this pool does not speak that.
-
-        Args:
-            scheme: of the URL.
-            needs_http1: the request is one that makes something else of its connection: CONNECT, or an upgrade.
+    def route(self, request: Request, framing: RequestFraming) -> tuple[ConnectionKey, RequestFraming]:
+        """Which connections may carry a request, and what is to be sent over one.
 
         Raises:
             UnsupportedProtocol: it needs HTTP/1.1, and this pool does not speak that.
+            LocalProtocolError: it must not go this way.
+        """
+        options, url = self._options, request.url
+        route = route_of(options.proxy, request, framing, options.http1)
+        if route == "forward" and options.proxy is not None:
+            framing = forwarded(options.proxy, url, framing)
+            return ConnectionKey(options.proxy.origin, None, ("http/1.1",), route), framing
+        protocols = self._protocols(url.scheme, needs_http1=framing.is_upgrade or framing.is_connect)
+        return ConnectionKey(url.origin, request.extensions.get("sni_hostname"), protocols, route), framing
+
+    def _protocols(self, scheme: bytes, *, needs_http1: bool) -> tuple[str, ...]:
+        """What may be spoken on a connection, by its names in ALPN (RFC 7301), the preferred one first.
+
+        Without TLS nothing can be agreed on. So there it is HTTP/1.1, unless this pool does not speak that.
         """
         options = self._options
         if needs_http1 or not options.http2:
@@ -209,10 +250,11 @@ class Dialler:
 
         Raises:
             ConnectError, ConnectTimeout: the last attempt failed.
+            ProxyError: the proxy refuses, or fails. That is not tried again.
             DeadlineExceeded: an ambient deadline passed.
             PoolClosed: the pool was closed meanwhile.
         """
-        dial = _Dial(self._runtime, claim.key.protocols)
+        dial = _Dial(self._runtime, claim.key)
         try:
             try:
                 with dial:
@@ -231,14 +273,17 @@ class Dialler:
         self, dial: _Dial, claim: Claim, request: Request, timeouts: Timeouts
     ) -> None:
         trace = Tracer.of(request, "connection")
-        if request.url.scheme in (b"https", b"wss"):
-            # The first default context of the process takes a while to build: not at the cost of the time-out.
-            dial.ssl_context = self._options.ssl_context or shared_ssl_context(dial.protocols)
-        if "h2" in dial.protocols:
+        key, options = dial.key, self._options
+        # The first default context of the process takes a while to build: not at the cost of the time-out.
+        if key.route != "forward" and key.origin.scheme in (b"https", b"wss"):
+            dial.ssl_context = options.ssl_context or shared_ssl_context(key.protocols)
+        if key.route != "direct" and options.proxy is not None and options.proxy.is_secure:
+            dial.proxy_ssl_context = options.proxy.ssl_context or shared_ssl_context(("http/1.1",))
+        if "h2" in key.protocols:
             _http2_connection()  # now, while no server waits for us
-        for delay in _backoff(self._options.retries):
+        for delay in _backoff(options.retries):
             try:
-                await self._connect(dial, request, timeouts.connect, trace)
+                await self._connect(dial, request, timeouts.connect)
                 claim.connection = self._connection(dial)
                 return
             except (ConnectError, ConnectTimeout):
@@ -249,18 +294,25 @@ class Dialler:
 
     def _connection(self, dial: _Dial) -> Connection:
         stream: Stream = dial.stream  # type: ignore[assignment] # connected
-        protocol = _chosen(stream)
-        if protocol is None and "http/1.1" not in dial.protocols:
+        protocol = "http/1.1" if dial.key.route == "forward" else _chosen(stream)
+        if protocol is None and "http/1.1" not in dial.key.protocols:
             protocol = "h2"  # by prior knowledge
-        if protocol != "h2":
-            return HTTP11Connection(stream, self._runtime)
-        return _http2_connection()(
+        return self.speak(stream, dial.leading, is_http2=protocol == "h2")
+
+    def speak(self, stream: Stream, leading: bytes = b"", *, is_http2: bool) -> Connection:
+        """A connection over a stream that is open, from which `leading` has been read already."""
+        if not is_http2:
+            return HTTP11Connection(stream, self._runtime, leading=leading)
+        connection = _http2_connection()(
             stream,
             self._runtime,
             is_blocking=self._world.is_blocking,
             ping_interval=self._options.http2_ping_interval,
             ping_timeout=self._options.http2_ping_timeout,
         )
+        if leading:
+            connection.take(leading)
+        return connection
 
     async def _pause(self, delay: float, trace: Tracer | None) -> None:
         try:
@@ -273,18 +325,21 @@ class Dialler:
                 error.phase = "connect"  # a sleep serves everybody, and knows no phase
             raise
 
-    async def _connect(
-        self, dial: _Dial, request: Request, timeout: float | None, trace: Tracer | None
-    ) -> None:
-        """One attempt: all of it, TLS included, within `timeout` seconds."""
+    async def _connect(self, dial: _Dial, request: Request, timeout: float | None) -> None:
+        """One attempt: all of it, every handshake included, within `timeout` seconds."""
         limit = Limit(timeout, self._now, "connect")
         clock = chain_clock(self._now)
         started_at = clock()
-        dial.stream = None
+        proxy = self._options.proxy
         try:
-            await self._connect_transport(dial, request.url.origin, limit, trace)
-            if dial.ssl_context is not None:
-                await self._start_tls(dial, dial.ssl_context, request, limit, trace)
+            if dial.key.route == "direct" or proxy is None:
+                await self._connect_transport(
+                    dial, request.url.origin, limit, Tracer.of(request, "connection")
+                )
+                if dial.ssl_context is not None:
+                    await self._start_tls(dial, dial.ssl_context, request, limit, "connection")
+            else:
+                await self._connect_by_way_of(proxy, dial, request, limit, clock)
         except BaseException as error:
             dial.abort()
             if isinstance(error, ConnectTimeout) and timeout is not None:
@@ -296,6 +351,8 @@ class Dialler:
         self, dial: _Dial, origin: Origin, limit: Limit, trace: Tracer | None
     ) -> None:
         options = self._options
+        limit.phase = dial.phase = "connect"
+        dial.stream, dial.leading, dial.spans = None, b"", []
         remaining = limit.remaining()
         info: dict[str, Any]
         connect: Callable[..., Awaitable[Stream]]
@@ -313,27 +370,134 @@ class Dialler:
             name, connect = "connect_tcp", self._world.connect_tcp
         await dial.advance(trace, name, info, connect)
 
-    async def _start_tls(
-        self, dial: _Dial, context: ssl.SSLContext, request: Request, limit: Limit, trace: Tracer | None
+    # --- by way of a proxy ---------------------------------------------------------------------------------
+
+    async def _connect_by_way_of(
+        self,
+        proxy: ProxySettings,
+        dial: _Dial,
+        request: Request,
+        limit: Limit,
+        clock: Callable[[], float],
     ) -> None:
-        options = self._options
+        if dial.key.route == "socks":
+            await self._pass_socks(proxy, dial, request, limit, clock)
+        else:
+            await self._reach(proxy, dial, request, limit, "connection")
+            if dial.key.route == "forward":
+                return
+            await self._ask(proxy, dial, limit, clock, open_tunnel, request.url.origin, limit, request)
+        if dial.ssl_context is not None:
+            if dial.leading:
+                raise ConnectError(
+                    f"bytes came behind the answer of the proxy {proxy.origin}, before the TLS handshake; they cannot "
+                    "be trusted",
+                    phase="tls",
+                )
+            prefix = "socks" if proxy.is_socks else "proxy"
+            await self._start_tls(dial, dial.ssl_context, request, limit, prefix)
+
+    async def _reach(
+        self, proxy: ProxySettings, dial: _Dial, request: Request, limit: Limit, prefix: str
+    ) -> None:
+        """Connect to the proxy itself."""
+        trace = Tracer.of(request, prefix)
+        try:
+            await self._connect_transport(dial, proxy.origin, limit, trace)
+            if dial.proxy_ssl_context is not None:
+                await self._handshake(
+                    dial, dial.proxy_ssl_context, server_name(proxy.origin.host), limit, trace
+                )
+        except LaminaError as error:
+            error.message = f"the proxy {proxy.origin} cannot be reached: {error.message}"
+            raise
         stream: Stream = dial.stream  # type: ignore[assignment] # connected
+        if (protocol := _chosen(stream)) not in (None, "http/1.1"):
+            raise ProxyError(
+                f"the proxy {proxy.origin} chose the protocol {protocol!r}, which its ssl_context offers and which is "
+                "not spoken with proxies",
+                phase="tls",
+            )
+
+    async def _pass_socks(
+        self,
+        proxy: ProxySettings,
+        dial: _Dial,
+        request: Request,
+        limit: Limit,
+        clock: Callable[[], float],
+    ) -> None:
+        """Have a SOCKS proxy connect to the server, to one of its addresses after the other if they are known here."""
+        host, port = server_name(request.url.host), request.url.origin.port
+        hosts = [host]
+        if proxy.is_told_addresses:
+            limit.phase = dial.phase = "dns"
+            hosts = await self._world.resolve(host, port, limit.remaining()) or hosts
+        trace = Tracer.of(request, "socks")
+        for host in hosts:
+            await self._reach(proxy, dial, request, limit, "socks")
+            arguments = (proxy, dial, limit, clock, open_socks, host, port, limit)
+            try:
+                if trace is None:
+                    await self._ask(*arguments)
+                else:
+                    stream: Stream = dial.stream  # type: ignore[assignment] # connected
+                    auth = None if proxy.auth is None else MASK
+                    info = {"stream": stream.public, "host": host, "port": port, "auth": auth}
+                    await trace.around("setup_socks5_connection", info, self._ask, *arguments)
+                return
+            except ProxyError as error:
+                if error.errno not in UNREACHABLE or host is hosts[-1]:
+                    raise
+                dial.abort()
+
+    async def _ask(
+        self,
+        proxy: ProxySettings,
+        dial: _Dial,
+        limit: Limit,
+        clock: Callable[[], float],
+        handshake: Callable[..., Awaitable[bytes]],
+        *arguments: Any,
+    ) -> Any:
+        """Have the proxy open the rest of the way. Returns what is to be told of it."""
+        dial.phase = "proxy"
+        stream: Stream = dial.stream  # type: ignore[assignment] # connected
+        begun_at = clock()
+        dial.leading = await within_proxy(proxy, limit, handshake, stream, proxy, *arguments)
+        dial.spans.append(TimingSpan("proxy", begun_at, clock()))
+        return stream.public
+
+    # --- TLS -----------------------------------------------------------------------------------------------
+
+    async def _start_tls(
+        self, dial: _Dial, context: ssl.SSLContext, request: Request, limit: Limit, prefix: str
+    ) -> None:
+        """TLS with the server."""
         hostname = request.extensions.get("sni_hostname") or server_name(request.url.host)
-        limit.phase = dial.phase = "tls"
-        limit.check()
-        info = {"ssl_context": context, "server_hostname": hostname, "timeout": limit.remaining()}
-        await dial.advance(trace, "start_tls", info, stream.start_tls)
-        stream = dial.stream  # type: ignore[assignment] # as before, inside of TLS
+        await self._handshake(dial, context, hostname, limit, Tracer.of(request, prefix))
+        stream: Stream = dial.stream  # type: ignore[assignment] # connected, and inside of TLS
         protocol = _chosen(stream)
         # A server that chooses nothing gets HTTP/1.1, unless the pool was told that it speaks nothing but HTTP/2. What
         # the two sides have agreed on is spoken, also where it was not the pool that has offered it.
-        agreed = protocol in (None, *dial.protocols) or (protocol == "h2" and not options.http2 and has_h2())
+        agreed = protocol in (None, *dial.key.protocols) or (
+            protocol == "h2" and not self._options.http2 and has_h2()
+        )
         if not agreed:
             raise ConnectError(
                 f"the server chose the protocol {protocol!r}, which the ssl_context offers and this pool does not "
                 "speak here",
                 phase="tls",
             )
+
+    async def _handshake(
+        self, dial: _Dial, context: ssl.SSLContext, hostname: str, limit: Limit, trace: Tracer | None
+    ) -> None:
+        stream: Stream = dial.stream  # type: ignore[assignment] # connected
+        limit.phase = dial.phase = "tls"
+        limit.check()
+        info = {"ssl_context": context, "server_hostname": hostname, "timeout": limit.remaining()}
+        await dial.advance(trace, "start_tls", info, stream.start_tls)
 
 
 def _http2_connection() -> type[HTTP2Connection]:

@@ -11,7 +11,7 @@ from ._io import END, CallerError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from lamina_interfaces import BytesLike
+    from lamina_interfaces import BytesLike, ResolvedAddress
 
     from ._body import ResponseBody
     from ._stats import PoolStats
@@ -141,6 +141,11 @@ class Switched(Generic[S]):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} [{self._stream!r}]>"
+
+
+def addresses_of(resolved: Iterable[ResolvedAddress]) -> list[str]:
+    """The IP addresses as text, in their order, without zones, which mean nothing to a proxy."""
+    return list(dict.fromkeys(address.sockaddr[0].partition("%")[0] for address in resolved))
 
 
 def untrusted_bytes() -> ReadError:

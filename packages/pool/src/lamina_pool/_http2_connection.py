@@ -141,6 +141,10 @@ class HTTP2Connection:
         """What one request has of it."""
         return HTTP2Exchange(self)
 
+    def take(self, data: bytes) -> None:
+        """Take what has been read from the stream already: came behind the answer of a proxy."""
+        self.step(self._receive, data)
+
     def presume(self, streams: int) -> None:
         """Carry no more requests than these at once, until the server has said how many it allows."""
         self.session.presume(streams)

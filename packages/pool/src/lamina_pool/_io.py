@@ -301,6 +301,10 @@ class World(Protocol):
         """See `NetworkBackend.connect_unix_socket`."""
         ...
 
+    async def resolve(self, host: str, port: int, timeout: float | None) -> list[str]:
+        """The IP addresses of a name, by the backend's resolver; none if the backend does not tell (`NameResolver`)."""
+        ...
+
     async def sleep(self, seconds: float) -> None:
         """See `NetworkBackend.sleep`."""
         ...

@@ -29,7 +29,7 @@ import weakref
 from _thread import RLock, allocate_lock
 from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lamina_interfaces import (
     ArgumentTypeError,
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from lamina_interfaces import TimeoutException
 
     from ._checks import RequestFraming
-    from ._dialling import DialOptions
+    from ._dialling import ConnectionKey, DialOptions
     from ._http2_connection import HTTP2Connection
     from ._http11 import ResponseHead
     from ._io import Connection, Exchange, World
@@ -74,14 +74,6 @@ MAX_REFUSALS = 5
 
 LOOK_SECONDS = 0.1
 """How often whoever waits for a connection that may carry nothing for the moment sees whether that has changed."""
-
-
-class ConnectionKey(NamedTuple):
-    """What has to be the same for a connection to serve another request of this pool."""
-
-    origin: Origin
-    server_hostname: str | None
-    protocols: tuple[str, ...]
 
 
 class Claim:
@@ -158,17 +150,38 @@ class Pool:
         # asks in the same way; the type stubs leave the method out.
         self._lock: Any = RLock()
         self._put_off: deque[Callable[[], None]] = deque()
-        self._scheduler = Scheduler(self._limits, random.random)
+        self._scheduler = self._create_scheduler()
         self._todo: deque[Action] = deque()
         self._abandoned: deque[Claim] = deque()
         self._sleepers: dict[Waiter, None] = {}
-        self._dialler = Dialler(self._world, self._options)
+        self._dialler = self._create_dialler()
         self._lone_dials: dict[Slot, LoneDial] = {}
         # Whether a step was begun and not ended, and whose it was. Under the lock.
         self._is_torn = False
         self._torn_waiter: Waiter | None = None
         # Whether an action may have been lost. Set without the lock.
         self._is_doubtful = False
+
+    # --- what is otherwise where there is but one connection, in `_lone.py` -----------------------------------
+
+    can_connect_again = True
+    """Whether there may be another connection for a request whose first one has failed."""
+
+    def _create_scheduler(self) -> Scheduler:
+        return Scheduler(self._limits, random.random)
+
+    def _create_dialler(self) -> Dialler:
+        return Dialler(self._world, self._options)
+
+    def _route(self, request: Request, framing: RequestFraming) -> tuple[ConnectionKey, RequestFraming]:
+        return self._dialler.route(request, framing)
+
+    def _refusal(self) -> LaminaError:
+        """What a request is told that gets no connection."""
+        return PoolClosed(phase="pool")
+
+    def _describe_unclosed(self, connections: int) -> str:
+        return f"unclosed pool with {connections} connections"
 
     # --- steps and actions ---------------------------------------------------------------------------------
 
@@ -291,10 +304,8 @@ class Pool:
         framing = check_request(request, blocking=self._world.is_blocking)
         timeouts = Timeouts.from_extensions(request.extensions)
         origin = request.url.origin
-        protocols = self._dialler.protocols(
-            request.url.scheme, needs_http1=framing.is_upgrade or framing.is_connect
-        )
-        claim = Claim(self, ConnectionKey(origin, request.extensions.get("sni_hostname"), protocols))
+        key, framing = self._route(request, framing)
+        claim = Claim(self, key)
         try:
             head, connection = await self._exchange(claim, request, framing, timeouts)
             body = ResponseBody(
@@ -337,7 +348,8 @@ class Pool:
                     connection.give_up()
                     refusals += stale.is_futile
                     is_unsent = stale.bytes_sent == 0
-                    is_safe = is_unsent or (framing.is_idempotent and framing.is_replayable)
+                    is_repeatable = framing.is_idempotent and framing.is_replayable
+                    is_safe = is_unsent or (is_repeatable and self.can_connect_again)
                     is_hopeless = (has_failed and not is_unsent) or refusals > MAX_REFUSALS
                     if is_hopeless or not is_safe or (body.has_begun and not framing.is_replayable):
                         try:
@@ -393,7 +405,7 @@ class Pool:
                 await self._have_dialled(claim, request, timeouts, limit)
         if waiter.state is WaiterState.REFUSED or waiter.slot is None:
             self._check_here()
-            raise PoolClosed(phase="pool")
+            raise self._refusal()
         connection: Connection = waiter.slot.connection
         exchange = connection.begin()
         claim.connection = exchange
@@ -639,7 +651,7 @@ class Pool:
             if slot.connection is not None:
                 slot.connection.abort()
         # Last, since a filter may make an exception of it.
-        warnings.warn(f"unclosed pool with {total} connections", ResourceWarning, source=self, stacklevel=1)
+        warnings.warn(self._describe_unclosed(total), ResourceWarning, source=self, stacklevel=1)
 
 
 def _capacity_changed(pool_of: weakref.ref[Pool], slot: Slot, connection: HTTP2Connection) -> None:

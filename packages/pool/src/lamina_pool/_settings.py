@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from lamina_interfaces import ArgumentTypeError, ArgumentValueError, UnsupportedProtocol, check_seconds
 
 from ._dialling import DialOptions, has_h2
+from ._proxies import read_proxy
 from ._scheduler import Limits
 
 if TYPE_CHECKING:
@@ -41,10 +42,9 @@ def read_settings(
 
     Raises:
         ArgumentValueError, ArgumentTypeError: an argument makes no sense.
-        UnsupportedProtocol: what this version does not do was asked for.
+        UnsupportedProtocol: it needs a package that is not installed.
+        InvalidURL, LocalProtocolError: the proxy cannot be one, or not be spoken to like this.
     """
-    if proxy is not None:
-        raise UnsupportedProtocol("proxies are not supported by this version of lamina-pool")
     if not (http1 or http2):
         raise ArgumentValueError("either http1 or http2 must be true: a pool must speak something")
     if http2 and not has_h2():
@@ -69,6 +69,7 @@ def read_settings(
         ),
         http2_ping_timeout=check_seconds(http2_ping_timeout, "http2_ping_timeout"),
         ssl_context=ssl_context,
+        proxy=None if proxy is None else read_proxy(proxy),
         retries=_number(retries, "retries", least=0),
         local_address=local_address,
         uds=uds,
