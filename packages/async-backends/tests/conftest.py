@@ -5,16 +5,18 @@ from __future__ import annotations
 import gc
 import socket
 import sys
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
 
 from lamina_async_backends import AnyIOBackend, TrioBackend
+from lamina_interfaces import ResolvedAddress
 from readiness_peers import open_sockets
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
 WORLDS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "anyio-asyncio": (AnyIOBackend, "asyncio", {}),
@@ -59,6 +61,19 @@ async def pair(backend: Any, nothing_is_left: None) -> AsyncIterator[tuple[Any, 
             yield stream, theirs
         finally:
             stream.abort()
+
+
+@pytest.fixture
+def refusing_address() -> Iterator[Callable[[], ResolvedAddress]]:
+    """Call it for an address of loopback where nobody listens, and that nobody is given until the test is over."""
+    with ExitStack() as stack:
+
+        def taken() -> ResolvedAddress:
+            sock = stack.enter_context(socket.socket())
+            sock.bind(("127.0.0.1", 0))
+            return ResolvedAddress(socket.AF_INET, sock.getsockname())
+
+        yield taken
 
 
 @pytest.fixture

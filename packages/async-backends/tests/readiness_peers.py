@@ -191,13 +191,6 @@ def black_hole() -> Iterator[ResolvedAddress]:
             sock.close()
 
 
-def refusing_address() -> ResolvedAddress:
-    """A port of loopback where nobody listens, and that nobody is given soon."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return ResolvedAddress(socket.AF_INET, sock.getsockname())
-
-
 # --- TLS ---------------------------------------------------------------------------------------------------
 
 

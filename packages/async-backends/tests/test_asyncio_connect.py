@@ -7,7 +7,7 @@ import os
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import anyio
@@ -69,12 +69,6 @@ def black_hole() -> Iterator[ResolvedAddress]:
         yield ResolvedAddress(socket.AF_INET, listener.getsockname())
         for filler in fillers:
             filler.close()
-
-
-def refusing_address() -> ResolvedAddress:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return ResolvedAddress(socket.AF_INET, sock.getsockname())
 
 
 class Table(Resolver):
@@ -148,7 +142,9 @@ async def test_options_and_a_local_address() -> None:
 
 
 @pytest.mark.parametrize("table", [Table, AsyncTable], ids=["blocking", "async"])
-async def test_a_name_with_one_dead_address_and_one_that_lives(table: Any) -> None:
+async def test_a_name_with_one_dead_address_and_one_that_lives(
+    table: Any, refusing_address: Callable[[], ResolvedAddress]
+) -> None:
     with Peer(echo) as peer:
         living = ResolvedAddress(socket.AF_INET, ("127.0.0.1", peer.port))
         backend = AsyncioBackend(resolver=table(v4=[refusing_address(), living]))
@@ -191,7 +187,7 @@ async def test_many_at_once() -> None:
 # --- errors --------------------------------------------------------------------------------------------------
 
 
-async def test_a_refused_connection() -> None:
+async def test_a_refused_connection(refusing_address: Callable[[], ResolvedAddress]) -> None:
     port = refusing_address().sockaddr[1]
     with nothing_left(), pytest.raises(ConnectError) as caught:
         await AsyncioBackend().connect_tcp("127.0.0.1", port)
@@ -400,7 +396,9 @@ async def test_a_cancelled_look_up_in_threads_disturbs_nobody() -> None:
         del first, second
 
 
-async def test_a_cancellation_at_each_turn_of_the_loop_leaves_nothing() -> None:
+async def test_a_cancellation_at_each_turn_of_the_loop_leaves_nothing(
+    refusing_address: Callable[[], ResolvedAddress],
+) -> None:
     """Cancelled at its first wait, at its second, …, until it is not cancelled any more."""
     with Peer(silent) as peer:
         living = [refusing_address(), ResolvedAddress(socket.AF_INET, ("127.0.0.1", peer.port))]

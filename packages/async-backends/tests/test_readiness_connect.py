@@ -4,6 +4,7 @@ import asyncio
 import errno
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,6 @@ from readiness_peers import (
     Table,
     black_hole,
     echo,
-    refusing_address,
     rounds,
     until,
 )
@@ -87,7 +87,9 @@ async def test_a_name_goes_through_the_resolver(make: Any, table: Any) -> None:
 
 
 @tables
-async def test_the_next_address_is_tried_when_one_hangs_and_when_one_refuses(make: Any, table: Any) -> None:
+async def test_the_next_address_is_tried_when_one_hangs_and_when_one_refuses(
+    make: Any, table: Any, refusing_address: Callable[[], ResolvedAddress]
+) -> None:
     with Peer(echo) as peer, black_hole() as hole:
         backend = make(resolver=table(v4=[refusing_address(), hole, peer.address]))
         async with await backend.connect_tcp("host.example", 1, timeout=PATIENCE) as stream:
@@ -103,7 +105,9 @@ async def test_a_family_that_is_not_answered_holds_up_nobody(make: Any) -> None:
 
 
 @tables
-async def test_all_that_failed_is_told(make: Any, table: Any) -> None:
+async def test_all_that_failed_is_told(
+    make: Any, table: Any, refusing_address: Callable[[], ResolvedAddress]
+) -> None:
     addresses = [refusing_address(), refusing_address()]
     backend = make(resolver=table(v4=addresses))
     with pytest.raises(ConnectError) as caught:

@@ -26,7 +26,7 @@ from lamina_interfaces.connecting import Dial
 from lamina_interfaces.dialing import default_socket_options
 from lamina_interfaces.resolving import SYSTEM_RESOLVER
 from lamina_sync_backend import SyncBackend
-from lamina_sync_backend._connecting import Connecting
+from lamina_sync_backend._connecting import connect
 from sync_peers import PATIENCE, BlackHole, Peer, RefusingPorts, Table, echo, open_fds, tries
 
 HAS_IPV6 = socket.has_ipv6
@@ -199,7 +199,7 @@ def test_a_socket_that_connected_to_itself_is_no_connection(refusing_address: Re
     )
     dial._local_address = address
     with pytest.raises(ConnectError) as caught:
-        Connecting(dial).run()
+        connect(dial)
     assert caught.value.errno == errno.ECONNREFUSED
 
 

@@ -588,6 +588,8 @@ def test_a_child_process_may_neither_send_nor_wait(depth: int) -> None:
         if not child:  # pragma: no cover - it is another process
             status = 1
             try:
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)
+                signal.alarm(40)  # a child that hangs ends, even if it no longer runs Python
                 for again in (lambda: server.stream.write_now(b"x"), server.stream.wait_writable):
                     with pytest.raises(WriteError, match="parent"):
                         again()

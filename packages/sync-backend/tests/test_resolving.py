@@ -472,7 +472,8 @@ def test_a_forked_child_resolves_with_threads_of_its_own(hanging: Hanging) -> No
         until(lambda: hanging.waiting == 2)
         child = os.fork()
         if not child:
-            signal.alarm(40)  # a child that hangs ends
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(40)  # a child that hangs ends, even if it no longer runs Python
             status = 1
             try:
                 resolver.answers = {socket.AF_INET6: (), socket.AF_INET: [peer.address]}

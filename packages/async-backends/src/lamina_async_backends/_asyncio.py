@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
-from lamina_interfaces import AsyncNetworkBackend, ConnectError, Limit
-from lamina_interfaces.connecting import Dial, UnixDial
+from lamina_interfaces import AsyncNameResolver, AsyncNetworkBackend, ConnectError, Limit
+from lamina_interfaces.connecting import Dial, HostDial, Resolution, UnixDial
 from lamina_interfaces.dialing import default_socket_options
 from lamina_interfaces.resolving import check_resolver
 from lamina_interfaces.sockets import make_non_blocking
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from typing import Self
 
     from lamina_interfaces import AsyncResolver, ResolvedAddress, Resolver, SocketOption
+    from lamina_interfaces.connecting import AnyDial
+
+Outcome = TypeVar("Outcome")
 
 CLEAN_UP_SECONDS = 1.0
 """How long a resolver that was cancelled may take to end."""
@@ -58,7 +61,7 @@ class AsyncioStream(Stream):
         return AsyncioTransport(sock, loop)
 
 
-class AsyncioBackend(AsyncNetworkBackend):
+class AsyncioBackend(AsyncNetworkBackend, AsyncNameResolver):
     """TCP and unix sockets for asyncio. The contract is `AsyncNetworkBackend`'s.
 
     Runs in every loop that can watch sockets: those of the standard library save Windows' `ProactorEventLoop`, and
@@ -104,7 +107,7 @@ class AsyncioBackend(AsyncNetworkBackend):
             options=socket_options,
             resolver=self._resolver,
         )
-        return await _Connecting(dial, loop).run()
+        return await _connect(dial, loop)
 
     async def connect_unix_socket(
         self, path: str, timeout: float | None = None, socket_options: Iterable[SocketOption] | None = None
@@ -113,7 +116,26 @@ class AsyncioBackend(AsyncNetworkBackend):
         loop = running_loop()
         limit = Limit(timeout, loop.time, "connect")
         dial = UnixDial(path, limit=limit, clock=loop.time, options=socket_options)
-        return await _Connecting(dial, loop).run()
+        return await _connect(dial, loop)
+
+    async def resolve(
+        self, host: str, port: int, timeout: float | None = None, local_address: str | None = None
+    ) -> Sequence[ResolvedAddress]:
+        """Return the addresses to which `connect_tcp` would connect. See `NameResolver.resolve`."""
+        loop = running_loop()
+        resolution = Resolution(
+            host,
+            port,
+            limit=Limit(timeout, loop.time, "dns"),
+            clock=loop.time,
+            local_address=local_address,
+            resolver=self._resolver,
+        )
+        waiting: _Waiting[Sequence[ResolvedAddress]] = _Waiting(resolution, loop)
+        try:
+            return await waiting.outcome()
+        finally:
+            await waiting.clean_up()
 
     async def wrap_socket(self, sock: socket.socket) -> AsyncioStream:
         """A stream over a connected plain socket, which is the stream's from now on. See `AsyncioStream`."""
@@ -123,14 +145,35 @@ class AsyncioBackend(AsyncNetworkBackend):
         return f"<AsyncioBackend [{type(self._resolver).__name__}]>"
 
 
-class _Connecting:
-    """One call of `connect_tcp` or `connect_unix_socket`: `lamina_interfaces.connecting`, waited for by the loop.
+async def _connect(dial: Dial | UnixDial, loop: asyncio.AbstractEventLoop) -> AsyncioStream:
+    """Connect.
+
+    Raises:
+        ConnectTimeout, DeadlineExceeded, ConnectError: with the attempts. No socket is left.
+    """
+    waiting: _Waiting[socket.socket] = _Waiting(dial, loop)
+    stream: AsyncioStream | None = None
+    try:
+        try:
+            stream = AsyncioStream(await waiting.outcome(), timings=dial.timings)
+            dial.release()
+        finally:
+            await waiting.clean_up()
+        return stream
+    except BaseException:
+        if stream is not None:
+            stream.abort()
+        raise
+
+
+class _Waiting(Generic[Outcome]):
+    """The waiting of one dial, by the loop.
 
     One future stands for all that can happen. What happens while nobody waits is noted in `_news`. There are no tasks,
     save for the look-ups of an async resolver; those are cancelled, and awaited, before this ends.
     """
 
-    def __init__(self, dial: Dial | UnixDial, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, dial: AnyDial[Outcome], loop: asyncio.AbstractEventLoop) -> None:
         self._dial = dial
         self._loop = loop
         self._waiter: asyncio.Future[None] | None = None
@@ -140,7 +183,6 @@ class _Connecting:
             asyncio.Task[Sequence[ResolvedAddress]], int
         ] = {}  # to the family that is looked up
         self._over = False
-        self._stream: AsyncioStream | None = None
 
     # --- the bell of the look-ups, in whatever thread --------------------------------------------------------
 
@@ -150,35 +192,23 @@ class _Connecting:
 
     # --- the rest, in the loop --------------------------------------------------------------------------------
 
-    async def run(self) -> AsyncioStream:
-        """Connect.
-
-        Raises:
-            ConnectTimeout, DeadlineExceeded, ConnectError: with the attempts. No socket is left.
-        """
-        try:
-            try:
-                return await self._connect()
-            except GeneratorExit:
-                self._over = True  # our own task was thrown away, with its loop: nobody can wait any more
-                raise
-            finally:
-                self._dial.close()
-                if self._tasks and not self._over:
-                    await self._end_look_ups()
-        except BaseException:
-            if self._stream is not None:
-                self._stream.abort()
-            raise
-
-    async def _connect(self) -> AsyncioStream:
+    async def outcome(self) -> Outcome:
+        """Wait until there is one. It is the dial's."""
         dial = self._dial
-        self._look_up()
-        while (sock := dial.advance()) is None:
-            await self._wait()
-        self._stream = AsyncioStream(sock, timings=dial.timings)
-        dial.release()
-        return self._stream
+        try:
+            self._look_up()
+            while (outcome := dial.advance()) is None:
+                await self._wait()
+        except GeneratorExit:
+            self._over = True  # our own task was thrown away, with its loop: nobody can wait any more
+            raise
+        return outcome
+
+    async def clean_up(self) -> None:
+        """Close what is not the caller's, and end the look-ups."""
+        self._dial.close()
+        if self._tasks and not self._over:
+            await self._end_look_ups()
 
     def _happened(self) -> None:
         self._news = True
@@ -227,7 +257,7 @@ class _Connecting:
             if dial.look_ups:
                 dial.ask(self)
             return
-        assert isinstance(dial, Dial)
+        assert isinstance(dial, HostDial)
         for family in dial.look_ups:
             task = self._loop.create_task(_resolve(dial.async_resolver, dial.host, dial.port, family))
             self._tasks[task] = family

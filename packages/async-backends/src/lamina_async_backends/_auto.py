@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lamina_interfaces import AsyncNetworkBackend, ConcurrencyError, UnsupportedProtocol, running_runtime
+from lamina_interfaces import (
+    AsyncNameResolver,
+    AsyncNetworkBackend,
+    ConcurrencyError,
+    UnsupportedProtocol,
+    running_runtime,
+)
 from lamina_interfaces.resolving import check_resolver
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
-    from lamina_interfaces import AsyncNetworkStream, AsyncResolver, Resolver, SocketOption
+    from lamina_interfaces import AsyncNetworkStream, AsyncResolver, ResolvedAddress, Resolver, SocketOption
 
     from ._anyio import AnyIOBackend
     from ._asyncio import AsyncioBackend
@@ -20,7 +26,7 @@ if TYPE_CHECKING:
 _NAMES = {"asyncio": "AsyncioBackend", "anyio": "AnyIOBackend", "trio": "TrioBackend"}
 
 
-class AutoBackend(AsyncNetworkBackend):
+class AutoBackend(AsyncNetworkBackend, AsyncNameResolver):
     """TCP and unix sockets for whatever runs: `AsyncioBackend` under asyncio, `TrioBackend` under trio.
 
     Where the loop of asyncio cannot watch sockets, as Windows' `ProactorEventLoop`, it is `AnyIOBackend`, if anyio is
@@ -71,6 +77,17 @@ class AutoBackend(AsyncNetworkBackend):
             UnsupportedProtocol: the loop of asyncio cannot watch sockets, and anyio is not installed.
         """
         return await self._here().connect_unix_socket(path, timeout, socket_options)
+
+    async def resolve(
+        self, host: str, port: int, timeout: float | None = None, local_address: str | None = None
+    ) -> Sequence[ResolvedAddress]:
+        """Return the addresses to which `connect_tcp` would connect. See `NameResolver.resolve`.
+
+        Raises:
+            ConcurrencyError: neither asyncio nor trio runs here.
+            UnsupportedProtocol: the loop of asyncio cannot watch sockets, and anyio is not installed.
+        """
+        return await self._here().resolve(host, port, timeout, local_address)
 
     async def wrap_socket(self, sock: socket.socket) -> AsyncNetworkStream:
         """A stream over a connected plain socket, which is the stream's from now on.

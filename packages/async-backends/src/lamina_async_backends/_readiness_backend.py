@@ -10,8 +10,8 @@ import socket
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
-from lamina_interfaces import AsyncNetworkBackend, Limit
-from lamina_interfaces.connecting import Dial, UnixDial
+from lamina_interfaces import AsyncNameResolver, AsyncNetworkBackend, Limit
+from lamina_interfaces.connecting import Dial, HostDial, Resolution, UnixDial
 from lamina_interfaces.dialing import default_socket_options
 from lamina_interfaces.resolving import check_resolver
 from lamina_interfaces.sockets import make_non_blocking
@@ -21,9 +21,10 @@ from ._readiness_transport import ReadinessTransport
 from ._stream import Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-    from lamina_interfaces import AsyncResolver, Resolver, RuntimeName, SocketOption
+    from lamina_interfaces import AsyncResolver, ResolvedAddress, Resolver, RuntimeName, SocketOption
+    from lamina_interfaces.connecting import AnyDial
 
     from ._readiness import Library, Nursery
 
@@ -41,9 +42,10 @@ class ReadinessStream(Stream):
 
 
 S = TypeVar("S", bound=ReadinessStream)
+Outcome = TypeVar("Outcome")
 
 
-class ReadinessBackend(AsyncNetworkBackend, Generic[S]):
+class ReadinessBackend(AsyncNetworkBackend, AsyncNameResolver, Generic[S]):
     """What the backends of both libraries are. The classes that are public have their own words."""
 
     _stream_class: ClassVar[type[ReadinessStream]]
@@ -86,6 +88,25 @@ class ReadinessBackend(AsyncNetworkBackend, Generic[S]):
         dial = UnixDial(path, limit=limit, clock=waiter.runtime.now, options=socket_options)
         return await self._connect(dial, waiter)
 
+    async def resolve(
+        self, host: str, port: int, timeout: float | None = None, local_address: str | None = None
+    ) -> Sequence[ResolvedAddress]:
+        """Return the addresses to which `connect_tcp` would connect. See `NameResolver.resolve`."""
+        waiter = self._waiter()
+        resolution = Resolution(
+            host,
+            port,
+            limit=Limit(timeout, waiter.runtime.now, "dns"),
+            clock=waiter.runtime.now,
+            local_address=local_address,
+            resolver=self._resolver,
+        )
+        waiting: Dialing[Sequence[ResolvedAddress]] = Dialing(resolution, waiter)
+        try:
+            return await waiting.run()
+        finally:
+            resolution.close()
+
     async def wrap_socket(self, sock: socket.socket) -> S:
         """A stream over a connected plain socket, which is the stream's from now on."""
         return self._stream(sock)
@@ -100,8 +121,8 @@ class ReadinessBackend(AsyncNetworkBackend, Generic[S]):
 
     async def _connect(self, dial: Dial | UnixDial, waiter: Waiter) -> S:
         try:
-            sock = await Dialing(dial, waiter).run()
-            stream = self._stream(sock, dial)
+            waiting: Dialing[socket.socket] = Dialing(dial, waiter)
+            stream = self._stream(await waiting.run(), dial)
             dial.release()
         finally:
             dial.close()
@@ -111,7 +132,7 @@ class ReadinessBackend(AsyncNetworkBackend, Generic[S]):
         return f"<{type(self).__name__} [{type(self._resolver).__name__}]>"
 
 
-class Dialing:
+class Dialing(Generic[Outcome]):
     """The waiting of one dial. It also is the bell of the dial's look-ups.
 
     Args:
@@ -119,18 +140,18 @@ class Dialing:
         waiter: how to wait.
     """
 
-    def __init__(self, dial: Dial | UnixDial, waiter: Waiter) -> None:
+    def __init__(self, dial: AnyDial[Outcome], waiter: Waiter) -> None:
         self._dial = dial
         self._waiter = waiter
         self._rung = waiter.runtime.create_event()
         self._writable: list[int] = []  # indices of attempts
-        self._sock: socket.socket | None = None
+        self._outcome: Outcome | None = None
 
-    async def run(self) -> socket.socket:
-        """Connect.
+    async def run(self) -> Outcome:
+        """Wait until there is an outcome.
 
         Returns:
-            The connected socket. It is the dial's.
+            What the dial has come to, as a connected socket. It is the dial's.
 
         Raises:
             ConnectTimeout, DeadlineExceeded, ConnectError: with the attempts.
@@ -140,31 +161,31 @@ class Dialing:
             # First, because nothing may come between the connection and the caller.
             await self._waiter.library.checkpoint()
             if dial.async_resolver is not None:
-                await self._waiter.with_children(self._look_up_and_connect)
+                await self._waiter.with_children(self._look_up_and_advance)
             else:
                 if dial.look_ups:
                     dial.ask(self)
-                await self._connect()
+                await self._advance()
         except Exception:
             raise
         except BaseException:
             dial.interrupted()
             raise
-        assert self._sock is not None
-        return self._sock
+        assert self._outcome is not None
+        return self._outcome
 
     def ring(self) -> None:
         """See `lamina_interfaces.resolving.Bell`."""
         self._rung.set()
 
-    async def _look_up_and_connect(self, nursery: Nursery) -> None:
+    async def _look_up_and_advance(self, nursery: Nursery) -> None:
         for family in self._dial.look_ups:
             nursery.start_soon(self._look_up, family)
-        await self._connect()
+        await self._advance()
 
     async def _look_up(self, family: int) -> None:
         dial = self._dial
-        assert isinstance(dial, Dial)
+        assert isinstance(dial, HostDial)
         assert dial.async_resolver is not None
         try:
             addresses = await dial.async_resolver.resolve(dial.host, dial.port, family)
@@ -177,12 +198,12 @@ class Dialing:
         finally:
             self.ring()
 
-    async def _connect(self) -> None:
+    async def _advance(self) -> None:
         # The bell is made anew before the answers are looked at, so that one that comes in between is heard.
-        while (sock := self._dial.advance()) is None:
+        while (outcome := self._dial.advance()) is None:
             await self._wait()
             self._rung = self._waiter.runtime.create_event()
-        self._sock = sock
+        self._outcome = outcome
 
     async def _wait(self) -> None:
         dial = self._dial

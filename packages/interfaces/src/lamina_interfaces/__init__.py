@@ -78,12 +78,14 @@ from ._runtimes import drive as drive
 from ._runtimes import running_runtime as running_runtime
 from ._streams import DEFAULT_READ_SIZE as DEFAULT_READ_SIZE
 from ._streams import AsyncInterruptibleWriter as AsyncInterruptibleWriter
+from ._streams import AsyncNameResolver as AsyncNameResolver
 from ._streams import AsyncNetworkBackend as AsyncNetworkBackend
 from ._streams import AsyncNetworkStream as AsyncNetworkStream
 from ._streams import AsyncPromptWriter as AsyncPromptWriter
 from ._streams import AsyncResolver as AsyncResolver
 from ._streams import BytesLike as BytesLike
 from ._streams import InterruptibleWriter as InterruptibleWriter
+from ._streams import NameResolver as NameResolver
 from ._streams import NetworkBackend as NetworkBackend
 from ._streams import NetworkStream as NetworkStream
 from ._streams import PromptCloser as PromptCloser
@@ -104,6 +106,7 @@ __all__ = [
     "ArgumentTypeError",
     "ArgumentValueError",
     "AsyncInterruptibleWriter",
+    "AsyncNameResolver",
     "AsyncNetworkBackend",
     "AsyncNetworkBackendInterface",
     "AsyncNetworkStream",
@@ -126,6 +129,7 @@ __all__ = [
     "LaminaError",
     "Limit",
     "LocalProtocolError",
+    "NameResolver",
     "NetworkBackend",
     "NetworkBackendInterface",
     "NetworkError",

@@ -161,9 +161,16 @@ class TimeoutException(LaminaError, TimeoutError):
 
 
 class PoolTimeout(TimeoutException):
-    """No connection of the pool became free in time."""
+    """No connection of the pool became free in time.
+
+    Attributes:
+        stats: what the pool held then, with a row for the origin that was wanted; for lamina's pools a `PoolStats`.
+            `None` where nobody knew.
+    """
 
     default_message = "no connection became free in time"
+
+    stats: Any = None
 
 
 class ConnectTimeout(TimeoutException):

@@ -365,6 +365,39 @@ class NetworkBackend:
             time.sleep(rest)
 
 
+class NameResolver:
+    """An ability that a `NetworkBackend` may have besides: to tell a host's addresses, and connect to none of them.
+
+    For whoever has somebody else connect, as a SOCKS5 proxy, and has the name looked up here.
+    """
+
+    def resolve(
+        self, host: str, port: int, timeout: float | None = None, local_address: str | None = None
+    ) -> Sequence[ResolvedAddress]:
+        """Return the addresses to which `connect_tcp` would connect.
+
+        They are found in the same way, by the same resolver. The answer for one of the two families is not waited for
+        much longer than the other's (RFC 8305, section 3), so it may hold the addresses of one family alone.
+
+        Args:
+            host: a name or an IP address (IPv6 without brackets, a zone as `fe80::1%eth0`). An IP address is its
+                own answer, and nobody is asked.
+            port: 1 to 65535, to put into the addresses.
+            timeout: seconds, or `None` for no limit of its own.
+            local_address: our own IP address, for addresses of its family only.
+
+        Returns:
+            At least one address, in the order in which `connect_tcp` would try them, none of them twice.
+
+        Raises:
+            ConnectTimeout: the look-up took longer than `timeout`. Its `phase` is `"dns"`.
+            DeadlineExceeded: the ambient deadline passed. As for `ConnectTimeout`.
+            ConnectError: the name is unknown, or has no address (of that family). Its `phase` is `"dns"`.
+            ArgumentValueError, ArgumentTypeError: an argument makes no sense. Nobody was asked.
+        """
+        raise NotImplementedError
+
+
 class _Pause:
     """A sleep, in pieces: somebody else may bring the ambient deadline forward meanwhile, as closing a pool does."""
 
@@ -554,6 +587,16 @@ class AsyncNetworkBackend:
         pause = _Pause(seconds, runtime.now)
         while rest := pause.next():
             await runtime.sleep(rest)
+
+
+class AsyncNameResolver:
+    """`NameResolver` for an `AsyncNetworkBackend`."""
+
+    async def resolve(
+        self, host: str, port: int, timeout: float | None = None, local_address: str | None = None
+    ) -> Sequence[ResolvedAddress]:
+        """Return the addresses to which `connect_tcp` would connect. See `NameResolver.resolve`; may be cancelled."""
+        raise NotImplementedError
 
 
 class AsyncResolver:

@@ -17,6 +17,8 @@ loop is the same for TCP and unix sockets:
 
 A socket belongs to the dial from its making on, and to the caller only from `release` on. So every way out closes
 every socket but the winner's, also when the backend fails, is cancelled or interrupted between two lines.
+
+A `Resolution` stops where a `Dial` would begin to connect. A backend waits for all three kinds in the same way.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from typing import TYPE_CHECKING, cast
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 from ._errors import (
     ArgumentTypeError,
@@ -57,7 +60,9 @@ if TYPE_CHECKING:
     from ._streams import ResolvedAddress, Resolver, SocketOption
     from .resolving import Bell, Lookup
 
-__all__ = ["Dial", "UnixDial"]
+__all__ = ["AnyDial", "Dial", "HostDial", "Resolution", "UnixDial"]
+
+Outcome_co = TypeVar("Outcome_co", covariant=True)
 
 FAMILIES = (socket.AF_INET6, socket.AF_INET)
 """The preferred one first (RFC 8305, section 4)."""
@@ -76,17 +81,70 @@ _STREAM = socket.SOCK_STREAM | getattr(socket, "SOCK_NONBLOCK", 0)
 _UNDER_WAY = (errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EALREADY, errno.EINTR)
 
 
-class Dial:
-    """One call of `connect_tcp`, without the waiting. For one thread or task; makes no socket before `advance`.
+class AnyDial(Protocol[Outcome_co]):
+    """What a backend needs to know of a dial in order to wait for it. See `Dial`, which has the most to say."""
+
+    @property
+    def look_ups(self) -> Sequence[int]:
+        """The families whose addresses are not known yet."""
+        ...
+
+    @property
+    def async_resolver(self) -> AsyncResolver | None:
+        """The resolver if the backend has to await it."""
+        ...
+
+    @property
+    def limit(self) -> Limit:
+        """For all of it."""
+        ...
+
+    @property
+    def pending(self) -> Mapping[int, socket.socket]:
+        """The sockets that are connecting."""
+        ...
+
+    @property
+    def wake_at(self) -> float | None:
+        """When to advance even if nothing happens."""
+        ...
+
+    def ask(self, bell: Bell) -> None:
+        """Have the blocking resolver asked."""
+
+    def advance(self) -> Outcome_co | None:
+        """Do what can be done now. Returns `None` as long as there is something to wait for."""
+
+    def ended(self, index: int) -> bool:
+        """Tell that a socket of `pending` has become writable."""
+        ...
+
+    def found(self, family: int, addresses: Iterable[ResolvedAddress]) -> None:
+        """Tell what the async resolver has returned."""
+
+    def not_found(self, family: int, error: BaseException) -> None:
+        """Tell what the async resolver has raised."""
+
+    def close(self) -> None:
+        """Let go of everything."""
+
+    def interrupted(self) -> None:
+        """Tell that the wait was cancelled."""
+
+    def timeout_error(self) -> TimeoutException:
+        """The error that says that nothing remains of the limit."""
+        ...
+
+
+class HostDial:
+    """What `Dial` and `Resolution` have in common: the host, and the look-ups if it is a name.
 
     Args:
         host: a name or an IP address.
         port: from 1 to 65535.
-        limit: for all of it; its phase is kept up to date (`"dns"`, `"connect"`).
+        limit: for all of it; its phase is kept up to date.
         clock: returns the present in seconds, on the clock by which the backend waits.
         local_address: the IP address to connect from.
-        defaults: options that are set where the system knows them.
-        options: the caller's options, set after those; the system must know them.
         resolver: for a name; blocking, or to be awaited (`async_resolver`).
 
     Attributes:
@@ -94,9 +152,7 @@ class Dial:
         port: the same.
         async_resolver: the resolver if the backend has to await it, else `None`, and `ask` is to be used.
         limit: as given.
-        pending: the sockets that are connecting, by the index of the attempt. Tell when one becomes writable (`ended`).
         wake_at: when to advance even if nothing happens, on the clock; `None` for never.
-        timings: how long the steps took, once there is a connection.
 
     Raises:
         ArgumentValueError, ArgumentTypeError: an argument makes no sense.
@@ -112,27 +168,18 @@ class Dial:
         limit: Limit,
         clock: Callable[[], float],
         local_address: str | None = None,
-        defaults: Sequence[SocketOption] = (),
-        options: Iterable[SocketOption] | None = None,
         resolver: Resolver | AsyncResolver,
     ) -> None:
         ascii_host = check_host(host)
         self.host = host
         self.port: int = check_port(port)
         self._local_address = _local_address(local_address)
-        self._options = _checked_options(options)
         limit.check()
         self.limit = limit
         self.async_resolver: AsyncResolver | None = None
-        self.pending: dict[int, socket.socket] = {}
         self.wake_at: float | None = None
-        self.timings: tuple[TimingSpan, ...] = ()
-        self._defaults = defaults
         self._clock = clock
         self._started_at = clock()
-        self._dialed_at: float | None = None
-        self._sockets: dict[int, socket.socket] = {}  # by the index of the attempt
-        self._winner: int | None = None
         self._blocking_resolver: Resolver | None = None
         self._bell: Bell | None = None
         self._lookups: dict[int, Lookup] = {}  # by family
@@ -144,13 +191,11 @@ class Dial:
             address = ip_address(ascii_host, port)
         except ValueError as exc:
             if ":" in host:
-                raise ConnectError(str(exc), phase="connect") from exc
+                raise ConnectError(str(exc), phase=limit.phase) from exc
             self._take_name(resolver)
         else:
             for family in families:
                 self._dialer.found(family, [address], self._started_at)
-
-    # --- addresses -----------------------------------------------------------------------------------------
 
     def _take_name(self, resolver: Resolver | AsyncResolver) -> None:
         self.limit.phase = "dns"
@@ -207,6 +252,88 @@ class Dial:
             else:
                 self.found(family, lookup.addresses or ())
 
+    # --- outcomes ------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Leave the look-ups. May be repeated."""
+        for lookup in self._lookups.values():
+            assert self._bell is not None
+            LOOKUPS.leave(lookup, self._bell)
+
+    def interrupted(self) -> None:
+        """Tell that the wait was cancelled. See `Limit.interrupted`, which gets the error with the attempts."""
+        self.limit.interrupted(self.timeout_error())
+
+    def timeout_error(self) -> TimeoutException:
+        """The error that says that nothing remains of the limit."""
+        doing = "looking up the name of" if self.limit.phase == "dns" else "connecting to"
+        untried = f"; addresses left untried: {self._dialer.untried}" if self._dialer.untried else ""
+        error = self.limit.error(f"{doing} {self._where} took too long{untried}")
+        error.attempts = self._dialer.attempts(self._clock())
+        return error
+
+    @property
+    def _where(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def _resolver_ran_out(self) -> bool:
+        # An async resolver may have been stopped by the deadline that the dial is under as well.
+        return isinstance(self._look_up_error, TimeoutException) and self.limit.expired()
+
+    def _unresolved(self) -> ConnectError:
+        kind = "" if self._local_address is None else " of the local address's family"
+        why = f"it has no address{kind}" if self._look_up_error is None else describe(self._look_up_error)
+        elapsed = self._clock() - self._started_at
+        error = ConnectError(f"{self._where} could not be resolved: {why}", phase="dns", elapsed=elapsed)
+        error.__cause__ = self._look_up_error
+        return error
+
+
+class Dial(HostDial):
+    """One call of `connect_tcp`, without the waiting. For one thread or task; makes no socket before `advance`.
+
+    Args:
+        host: a name or an IP address.
+        port: from 1 to 65535.
+        limit: for all of it; its phase is kept up to date (`"dns"`, `"connect"`).
+        clock: returns the present in seconds, on the clock by which the backend waits.
+        local_address: the IP address to connect from.
+        defaults: options that are set where the system knows them.
+        options: the caller's options, set after those; the system must know them.
+        resolver: for a name; blocking, or to be awaited (`async_resolver`).
+
+    Attributes:
+        pending: the sockets that are connecting, by the index of the attempt. Tell when one becomes writable (`ended`).
+        timings: how long the steps took, once there is a connection.
+
+    Raises:
+        ArgumentValueError, ArgumentTypeError: an argument makes no sense.
+        ConnectTimeout, DeadlineExceeded: nothing remains of the limit.
+        ConnectError: the host is an IPv6 address with a zone that does not exist here.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        limit: Limit,
+        clock: Callable[[], float],
+        local_address: str | None = None,
+        defaults: Sequence[SocketOption] = (),
+        options: Iterable[SocketOption] | None = None,
+        resolver: Resolver | AsyncResolver,
+    ) -> None:
+        self._options = _checked_options(options)
+        super().__init__(host, port, limit=limit, clock=clock, local_address=local_address, resolver=resolver)
+        self.pending: dict[int, socket.socket] = {}
+        self.timings: tuple[TimingSpan, ...] = ()
+        self._defaults = defaults
+        self._dialed_at: float | None = None
+        self._sockets: dict[int, socket.socket] = {}  # by the index of the attempt
+        self._winner: int | None = None
+
     # --- attempts ------------------------------------------------------------------------------------------
 
     def advance(self) -> socket.socket | None:
@@ -238,9 +365,6 @@ class Dial:
                 case Connected(index):
                     return self._finish(index)
                 case GiveUp(attempts):
-                    # An async resolver may have been stopped by the deadline that the dial is under as well.
-                    if isinstance(self._look_up_error, TimeoutException) and self.limit.expired():
-                        raise self.timeout_error()
                     raise self._failure(attempts)
 
     def _start(self, index: int, address: ResolvedAddress) -> None:
@@ -303,37 +427,17 @@ class Dial:
 
     def close(self) -> None:
         """Leave the look-ups, and close every socket that was not released. May be repeated."""
-        for lookup in self._lookups.values():
-            assert self._bell is not None
-            LOOKUPS.leave(lookup, self._bell)
+        super().close()
         for sock in self._sockets.values():
             sock.close()
         self.pending.clear()
 
-    def interrupted(self) -> None:
-        """Tell that the wait was cancelled. See `Limit.interrupted`, which gets the error with the attempts."""
-        self.limit.interrupted(self.timeout_error())
-
-    def timeout_error(self) -> TimeoutException:
-        """The error that says that nothing remains of the limit."""
-        doing = "looking up the name of" if self.limit.phase == "dns" else "connecting to"
-        untried = f"; addresses left untried: {self._dialer.untried}" if self._dialer.untried else ""
-        error = self.limit.error(f"{doing} {self._where} took too long{untried}")
-        error.attempts = self._dialer.attempts(self._clock())
-        return error
-
-    @property
-    def _where(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-    def _failure(self, attempts: tuple[ConnectAttempt, ...]) -> ConnectError:
-        elapsed = self._clock() - self._started_at
+    def _failure(self, attempts: tuple[ConnectAttempt, ...]) -> ConnectError | TimeoutException:
+        if self._resolver_ran_out:
+            return self.timeout_error()
         if not attempts:
-            kind = "" if self._local_address is None else " of the local address's family"
-            why = f"it has no address{kind}" if self._look_up_error is None else describe(self._look_up_error)
-            error = ConnectError(f"{self._where} could not be resolved: {why}", phase="dns", elapsed=elapsed)
-            error.__cause__ = self._look_up_error
-            return error
+            return self._unresolved()
+        elapsed = self._clock() - self._started_at
         number = attempts[-1].errno
         # Made anew, for what was raised or reported had a traceback that holds on to the sockets.
         cause = OSError(number, os.strerror(number)) if number is not None else None
@@ -352,6 +456,65 @@ class Dial:
         return (
             f"<Dial [{self._where}, {len(self.look_ups)} look-ups, {len(self.pending)} attempts under way]>"
         )
+
+
+class Resolution(HostDial):
+    """One call of `NameResolver.resolve`, without the waiting. Waited for like a `Dial` that connects nothing.
+
+    Args:
+        host: a name or an IP address, which is its own answer.
+        port: from 1 to 65535, to put into the addresses.
+        limit: for all of it, of the phase `"dns"`.
+        clock: returns the present in seconds, on the clock by which the backend waits.
+        local_address: the IP address that will be connected from: only its family is looked up.
+        resolver: for a name; blocking, or to be awaited (`async_resolver`).
+
+    Attributes:
+        pending: none.
+
+    Raises:
+        ArgumentValueError, ArgumentTypeError: an argument makes no sense.
+        ConnectTimeout, DeadlineExceeded: nothing remains of the limit.
+        ConnectError: the host is an IPv6 address with a zone that does not exist here.
+    """
+
+    pending: Mapping[int, socket.socket] = MappingProxyType({})
+
+    def advance(self) -> Sequence[ResolvedAddress] | None:
+        """Take in answers.
+
+        Returns:
+            The addresses that are known when a `Dial` would begin to connect, in the order in which it would try
+            them. Or `None`: wait as for a `Dial`, and call it again.
+
+        Raises:
+            ConnectTimeout, DeadlineExceeded: nothing remains of the limit.
+            ConnectError: there is no address.
+        """
+        self._take_answers()
+        addresses: list[ResolvedAddress] = []
+        while True:
+            now = self._clock()
+            match self._dialer.next_action(now):
+                case StartAttempt(index, address):
+                    addresses.append(address)
+                    self._dialer.failed(index, None, now)  # so that the next one is named at once
+                case Wait() if not addresses and self.limit.expired():
+                    raise self.timeout_error()
+                case Wait(until) if not addresses:
+                    self.wake_at = until
+                    return None
+                case GiveUp() if not addresses:
+                    raise self.timeout_error() if self._resolver_ran_out else self._unresolved()
+                case _:
+                    return addresses
+
+    def ended(self, index: int) -> bool:
+        """Nothing is pending. See `Dial.ended`."""
+        return False
+
+    def __repr__(self) -> str:
+        return f"<Resolution [{self._where}, {len(self.look_ups)} look-ups]>"
 
 
 class UnixDial:

@@ -6,22 +6,22 @@ import socket
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from lamina_interfaces import Limit, NetworkBackend
-from lamina_interfaces.connecting import Dial, UnixDial
+from lamina_interfaces import Limit, NameResolver, NetworkBackend
+from lamina_interfaces.connecting import Dial, Resolution, UnixDial
 from lamina_interfaces.dialing import default_socket_options
 from lamina_interfaces.resolving import check_resolver
 
-from ._connecting import Connecting
+from ._connecting import connect, resolve
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
-    from lamina_interfaces import Resolver, SocketOption
+    from lamina_interfaces import ResolvedAddress, Resolver, SocketOption
 
     from ._stream import SyncStream
 
 
-class SyncBackend(NetworkBackend):
+class SyncBackend(NetworkBackend, NameResolver):
     """TCP and unix sockets for threads. The contract is `NetworkBackend`'s. Thread-safe; holds no sockets.
 
     A name is looked up in threads, at most 16 for each resolver. When none can be started, as in `atexit` handlers
@@ -67,7 +67,7 @@ class SyncBackend(NetworkBackend):
             options=socket_options,
             resolver=self._resolver,
         )
-        return Connecting(dial).run()
+        return connect(dial)
 
     def connect_unix_socket(
         self, path: str, timeout: float | None = None, socket_options: Iterable[SocketOption] | None = None
@@ -79,7 +79,22 @@ class SyncBackend(NetworkBackend):
         """
         limit = Limit(timeout, monotonic, "connect")
         dial = UnixDial(path, limit=limit, clock=monotonic, options=socket_options)
-        return Connecting(dial).run()
+        return connect(dial)
+
+    def resolve(
+        self, host: str, port: int, timeout: float | None = None, local_address: str | None = None
+    ) -> Sequence[ResolvedAddress]:
+        """Return the addresses to which `connect_tcp` would connect. See `NameResolver.resolve`."""
+        return resolve(
+            Resolution(
+                host,
+                port,
+                limit=Limit(timeout, monotonic, "dns"),
+                clock=monotonic,
+                local_address=local_address,
+                resolver=self._resolver,
+            )
+        )
 
     def __repr__(self) -> str:
         return f"<SyncBackend [{type(self._resolver).__name__}]>"

@@ -1,4 +1,4 @@
-"""Dialling: `lamina_interfaces.connecting`, waited for in the calling thread.
+"""Dialling and resolving: `lamina_interfaces.connecting`, waited for in the calling thread.
 
 One `poll` waits for the attempts and for the look-ups' threads together, and every way out closes every socket
 but the winner's.
@@ -6,10 +6,10 @@ but the winner's.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from lamina_interfaces import TimeoutException
-from lamina_interfaces.connecting import Dial
+from lamina_interfaces.connecting import HostDial
 from lamina_interfaces.translation import network_error
 
 from ._bell import Bell
@@ -17,46 +17,68 @@ from ._stream import SyncStream
 from ._waiting import READ, WRITE, new_poll, wait
 
 if TYPE_CHECKING:
-    from lamina_interfaces.connecting import UnixDial
+    import socket
+    from collections.abc import Sequence
+
+    from lamina_interfaces import ResolvedAddress
+    from lamina_interfaces.connecting import AnyDial, Dial, Resolution, UnixDial
+
+Outcome = TypeVar("Outcome")
 
 
-class Connecting:
-    """One call of `connect_tcp` or `connect_unix_socket`."""
+def connect(dial: Dial | UnixDial) -> SyncStream:
+    """Connect.
 
-    def __init__(self, dial: Dial | UnixDial) -> None:
+    Raises:
+        ConnectTimeout, DeadlineExceeded, ConnectError: with the attempts. No socket is left.
+    """
+    waiting: Waiting[socket.socket] = Waiting(dial)
+    stream: SyncStream | None = None
+    try:
+        try:
+            stream = SyncStream(waiting.outcome(), timings=dial.timings)
+            dial.release()
+        finally:
+            waiting.clean_up()
+        return stream
+    except BaseException:
+        if stream is not None:
+            stream.abort()
+        raise
+
+
+def resolve(resolution: Resolution) -> Sequence[ResolvedAddress]:
+    """Look a name up.
+
+    Raises:
+        ConnectTimeout, DeadlineExceeded, ConnectError: there is no address, or not in time.
+    """
+    waiting: Waiting[Sequence[ResolvedAddress]] = Waiting(resolution)
+    try:
+        return waiting.outcome()
+    finally:
+        waiting.clean_up()
+
+
+class Waiting(Generic[Outcome]):
+    """The waiting of one dial."""
+
+    def __init__(self, dial: AnyDial[Outcome]) -> None:
         self._dial = dial
         self._bell: Bell | None = None
-        self._stream: SyncStream | None = None
 
-    def run(self) -> SyncStream:
-        """Connect.
-
-        Raises:
-            ConnectTimeout, DeadlineExceeded, ConnectError: with the attempts. No socket is left.
-        """
-        try:
-            try:
-                return self._connect()
-            finally:
-                self._clean_up()
-        except BaseException:
-            if self._stream is not None:
-                self._stream.abort()
-            raise
-
-    def _connect(self) -> SyncStream:
+    def outcome(self) -> Outcome:
+        """Wait until there is one. It is the dial's."""
         dial = self._dial
-        if isinstance(dial, Dial) and dial.look_ups:
+        if isinstance(dial, HostDial) and dial.look_ups:
             try:
                 self._bell = Bell()
             except OSError as exc:
                 raise network_error(exc, "dns", f"the name {dial.host!r} could not be looked up") from exc
             dial.ask(self._bell)
-        while (sock := dial.advance()) is None:
+        while (outcome := dial.advance()) is None:
             self._wait()
-        self._stream = SyncStream(sock, timings=dial.timings)
-        dial.release()
-        return self._stream
+        return outcome
 
     def _wait(self) -> None:
         dial, bell = self._dial, self._bell
@@ -76,7 +98,8 @@ class Connecting:
             elif bell is not None:
                 bell.hush()
 
-    def _clean_up(self) -> None:
+    def clean_up(self) -> None:
+        """Close what is not the caller's."""
         self._dial.close()
         if self._bell is not None:
             self._bell.close()
