@@ -17,6 +17,7 @@ from lamina_interfaces import (
     BackendNotFound,
     ConnectError,
     LaminaError,
+    ProxyError,
     TimeoutException,
     load_backend,
 )
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from lamina_interfaces import Phase
-    from lamina_pool import Response
+    from lamina_pool import Proxy, Response
 
     from ._cli_arguments import Options
 
@@ -113,12 +114,16 @@ def _fetch(options: Options, imported: Callable[[], object] | None) -> None:
         imported()
     _check_url(options.url)
     content, length = _content(options.data)
-    report = Report(sys.stderr, has_body=content is not None) if options.verbose and sys.stderr else None
+    proxy = _proxy(options)
+    report = None
+    if options.verbose and sys.stderr:
+        report = Report(sys.stderr, has_body=content is not None, has_proxy=proxy is not None)
     if options.uds == "":
         raise Failure(Exit.ARGUMENT, "--uds names no socket")
     http1, http2 = _protocols(options)
     pool_options: dict[str, Any] = {
         "uds": options.uds,
+        "proxy": proxy,
         "ssl_context": _ssl_context(options, _ALPN[http1, http2]),
         "http1": http1,
         "http2": http2,
@@ -294,6 +299,28 @@ def _protocols(options: Options) -> tuple[bool, bool]:
     return not options.http2_prior_knowledge, wants_http2
 
 
+def _proxy(options: Options) -> Proxy | None:
+    """The proxy for the URL, if there is one."""
+    from lamina_pool import Proxy, ProxyEnvironment
+
+    exceptions = {} if options.noproxy is None else {"no_proxy": options.noproxy}
+    try:
+        if options.proxy_env:
+            proxy = ProxyEnvironment({**os.environ, **exceptions}).proxy_for(options.url)
+        elif options.proxy is not None:
+            url = options.proxy if "://" in options.proxy else f"http://{options.proxy}"
+            is_excepted = ProxyEnvironment({"all_proxy": "any", **exceptions}).proxy_for(options.url) is None
+            proxy = None if is_excepted else Proxy(url)
+        else:
+            return None
+        if proxy is not None and options.proxy_user is not None:
+            user, _, password = os.fsencode(options.proxy_user).partition(b":")
+            proxy = Proxy(proxy.url, auth=(user, password))
+    except LaminaError as error:
+        raise Failure(Exit.ARGUMENT, error.message) from error
+    return proxy
+
+
 def _ssl_context(options: Options, alpn: list[str]) -> ssl.SSLContext | None:
     """The context that the options ask for, with these protocols; `None` for the pool's own."""
     if options.cacert is None and not options.insecure:
@@ -337,6 +364,7 @@ DOING: dict[Phase | None, str] = {
     "dns": "looking up the name",
     "connect": "connecting",
     "tls": "the TLS handshake",
+    "proxy": "the handshake with the proxy",
     "write": "sending the request",
     "read": "waiting for the server",
 }
@@ -360,6 +388,11 @@ def explain(error: LaminaError, options: Options) -> Failure:
         code = Exit.ARGUMENT
     elif isinstance(error, ConnectError) and error.phase == "tls":
         code, advice = Exit.TLS, _tls_advice(error)
+    elif isinstance(error, ProxyError):
+        code, advice = (
+            Exit.CONNECT,
+            "give user name and password with --proxy-user" if error.status == 407 else "",
+        )
     elif isinstance(error, ConnectError):
         code, advice = Exit.CONNECT, "check the name, or the network" if error.phase == "dns" else ""
     else:

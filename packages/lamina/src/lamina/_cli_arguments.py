@@ -34,7 +34,7 @@ MEANINGS = {
     Exit.HTTP_ERROR: "the status is 400 or above (with --fail only)",
     Exit.USAGE: "the command line makes no sense",
     Exit.ARGUMENT: "a bad URL or argument, or a file that cannot be read",
-    Exit.CONNECT: "cannot connect: unknown name, refused, unreachable",
+    Exit.CONNECT: "cannot connect: unknown name, refused, unreachable, not let through by the proxy",
     Exit.TLS: "TLS failed; the certificate is not accepted, for instance",
     Exit.TIMEOUT: "too slow",
     Exit.RESPONSE: "the connection broke, or the response is not valid HTTP",
@@ -57,6 +57,10 @@ class Options(argparse.Namespace):
     verbose: bool
     timeout: float | None
     uds: str | None
+    proxy: str | None
+    proxy_env: bool
+    proxy_user: str | None
+    noproxy: str | None
     cacert: str | None
     insecure: bool
     http2: bool
@@ -128,6 +132,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--timeout", metavar="SECONDS", type=_seconds, help="for everything together; no limit unless given")
     add("--uds", metavar="PATH", help="connect to this unix socket instead of the URL's host")
+    proxy = parser.add_mutually_exclusive_group()
+    proxy.add_argument(
+        "-x",
+        "--proxy",
+        metavar="URL",
+        help="go through this proxy: http://…, https://…, socks5://… (names are looked up here) or socks5h://… "
+        "(by the proxy)",
+    )
+    proxy.add_argument(
+        "--proxy-env",
+        action="store_true",
+        help="go through the proxy that the environment names, if any: http_proxy, https_proxy, all_proxy, no_proxy",
+    )
+    add(
+        "-U", "--proxy-user", metavar="USER:PASSWORD", help="for the proxy, in the place of what its URL says"
+    )
+    add(
+        "--noproxy",
+        metavar="HOSTS",
+        help="no proxy for these names, addresses and networks, separated by commas; in the place of no_proxy",
+    )
     trust = parser.add_mutually_exclusive_group()
     trust.add_argument(
         "--cacert", metavar="FILE", help="trust the authorities in this PEM file, and no others"

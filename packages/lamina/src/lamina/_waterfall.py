@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from lamina_interfaces import TimingSpan
 
-TITLES = {"dns": "DNS", "tcp": "TCP", "unix": "unix", "tls": "TLS"}
+TITLES = {"dns": "DNS", "tcp": "TCP", "unix": "unix", "tls": "TLS", "proxy": "proxy"}
 """How the steps of connecting are called for a reader; others by their own names."""
 
 BAR = "█"
