@@ -43,9 +43,24 @@ TEST_TOOLS = [
 ]
 if os.name != "nt":
     TEST_TOOLS.append("uvloop")
-# Servers for the tests of the whole stack; others are programs of the system, and `.ci/run` installs them.
-PEERS = ["hypercorn"]
-PYTEST = ["python", "-bb", "-m", "pytest"]
+# Client libraries that lamina has transports for, and that it does not bring.
+CLIENTS = ["httpx>=0.28,<0.29", "httpx2>=2.16"]
+# For the tests of the whole stack: httpcore to compare with, a server, and SDKs over lamina. Other servers are programs
+# of the system, and `.ci/run` installs them.
+PEERS = [
+    "httpcore[http2,socks]==1.0.9",
+    "hypercorn",
+    *CLIENTS,
+    "anthropic",
+    "openai",
+    "opentelemetry-sdk",
+    "wsproto",
+]
+# With an end, whatever happens; and for what takes hours, without any.
+PYTEST = ["python", str(ROOT / "tools" / "watched.py")]
+UNWATCHED = ["python", "-bb", "-m", "pytest", "-o", "faulthandler_timeout=0"]
+if os.environ.get("HYPOTHESIS_PROFILE") == "long":
+    PYTEST = UNWATCHED
 # What takes minutes is done by two processes. They have to collect the same tests in the same order, which sets among
 # the parameters prevent; those of the other packages have such.
 LONG = {"async-backends", "lamina", "mock", "pool"}
@@ -215,7 +230,9 @@ def types(session: nox.Session) -> None:
     """Keep the types that users see complete, and true in both checkers."""
     _install_editable(session, *PACKAGES.values())
     pyright = "pyright" if shutil.which("node") else "pyright[nodejs]"
-    session.install(*TEST_TOOLS, "mypy", "nox", "packaging", "sybil", pyright)
+    session.install(
+        *TEST_TOOLS, *CLIENTS, "mypy", "nox", "opentelemetry-sdk", "packaging", "sybil", "wsproto", pyright
+    )
     for package in PACKAGES.values():
         # One run each: test modules of different packages share their names.
         session.run("mypy", f"packages/{package.folder}/src", f"packages/{package.folder}/tests")
@@ -286,9 +303,20 @@ def lowest(session: nox.Session, package: str) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Keep the documentation buildable without a warning, and every snippet in it true."""
+    """Keep the documentation buildable without a warning, and its snippets and drawn measurements true."""
     _install_editable(session, *PACKAGES.values())
-    session.install(*TEST_TOOLS, "furo", "myst-parser", "sphinx", "sybil")
+    session.install(
+        *TEST_TOOLS,
+        *CLIENTS,
+        "furo",
+        "myst-parser",
+        "openai",
+        "opentelemetry-api",
+        "sphinx",
+        "sybil",
+        "wsproto",
+    )
+    session.run("python", "tools/pool_pictures.py", "--check")
     session.run("sphinx-build", "-W", "--keep-going", "-q", "-b", "html", "docs", "docs/_build/html")
     pages = ["README.md", "docs", *(f"packages/{folder}/README.md" for folder in PACKAGES)]
     sources = [f"packages/{folder}/src" for folder in PACKAGES]
@@ -359,7 +387,7 @@ def soak(session: nox.Session) -> None:
     """Run what takes minutes: load, churn and long lives, where leaks and races show."""
     _install_editable(session, *PACKAGES.values())
     session.install(*TEST_TOOLS, "psutil")
-    session.run(*PYTEST, "-m", "soak", "--timeout=1800", *session.posargs)
+    session.run(*UNWATCHED, "-m", "soak", "--timeout=1800", *session.posargs)
 
 
 @nox.session(default=False)

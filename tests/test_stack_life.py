@@ -63,7 +63,8 @@ def test_parent_and_child_never_share_a_connection_I04(
         if pid == 0:
             status = 1
             try:
-                signal.alarm(30)
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)
+                signal.alarm(30)  # a child that hangs is ended, even if it no longer runs Python
                 assert pool.stats() == EMPTY
                 for number in range(200):
                     got = pool.request("GET", f"{server.url}/child{number}")

@@ -6,7 +6,6 @@ answer repeats it.
 
 from __future__ import annotations
 
-import faulthandler
 import itertools
 import random
 import signal
@@ -198,7 +197,6 @@ def test_closing_a_response_that_another_thread_reads_H04() -> None:
 
 
 def test_open_close_and_look_at_the_same_time_H05() -> None:
-    faulthandler.dump_traceback_later(50, exit=False)
     stop = threading.Event()
     current: list[ConnectionPool] = []
     backend = MemoryBackend()
@@ -238,7 +236,6 @@ def test_open_close_and_look_at_the_same_time_H05() -> None:
         worker.result(45.0)
     current[0].close()
     assert backend.live == 0
-    faulthandler.cancel_dump_traceback_later()
 
 
 def test_waiters_that_give_up_pass_their_turn_on_G03() -> None:

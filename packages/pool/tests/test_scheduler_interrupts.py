@@ -204,6 +204,10 @@ class Shell:
         assert s.idle == sum(slot.is_idle for slot in slots)
         assert s.active == counts[SlotState.OPEN] - s.idle
         assert s.waiting == len(parked)
+        openers = {slot._opener for slot in slots if slot.state is SlotState.DIALLING}
+        assert set(s._queued) == set(parked) - openers
+        waits = [waiter._parked_at for waiter in s._queued]
+        assert waits == sorted(waits)
         assert len(slots) <= s.limits.max_connections
         for slot in slots:
             holders = [w for w in self.waiters if w.slot is slot]
@@ -222,6 +226,10 @@ class Shell:
             waiting = sum(w.key == key for w in parked)
             assert len(mine) <= s.limits.max_connections_per_origin
             assert (key in s._origins) == bool(mine or waiting) or s.is_closed
+            is_idle = [slot.is_idle for slot in mine if slot.state is SlotState.OPEN]
+            dialling = sum(slot.state is SlotState.DIALLING for slot in mine)
+            queued = sum(waiter.key == key for waiter in s._queued)
+            assert s.counts(key) == (is_idle.count(False), is_idle.count(True), dialling, queued)
             if key in s._origins:
                 wanted += self.check_origin(s._origins[key], mine, waiting)
         assert not wanted or len(slots) == s.limits.max_connections
@@ -268,7 +276,7 @@ class Shell:
         self.carry_out(s.close())
         for slot in s.slots():
             self.carry_out(s.closed(slot))
-        books = (s._slots, s._waiters, s._origins, s._idle, s._queue, s._promised)
+        books = (s._slots, s._waiters, s._origins, s._idle, s._queue, s._promised, s._queued)
         assert [len(book) for book in books] == [0] * len(books)
         assert (s._dialling, s._closing, s._waiting, s._requests) == (0, 0, 0, 0)
 
@@ -308,7 +316,7 @@ def test_the_scripts_meet_every_event() -> None:
         for seed in range(6):
             Shell(seed).run(0, EVENTS)
     public = {name for name, value in vars(Scheduler).items() if not name.startswith("_") and callable(value)}
-    queries = {"expected", "stalled"}
+    queries = {"all_counts", "counts", "expected", "oldest_wait", "stalled"}
     assert public - met - queries == {"rebuild"}
     assert {"_close", "_drop", "_take_spare", "_promise", "_balance", "_first_of", "_give_up"} <= met
 
