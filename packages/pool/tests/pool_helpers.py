@@ -37,6 +37,7 @@ from lamina_interfaces import (
     NetworkStream,
     ReadError,
     ThreadRuntime,
+    TimeoutException,
     WriteError,
 )
 from lamina_pool import ConnectionPool
@@ -62,6 +63,15 @@ class Clock:
 
     def advance(self, seconds: float) -> None:
         self._now += max(0.0, seconds)
+
+    def spend(self, seconds: float, limit: Limit) -> None:
+        """Let something take its time, or as much of it as there is."""
+        limit.check()
+        remaining = limit.remaining()
+        if remaining is not None and remaining < seconds:
+            self.advance(remaining + 1e-9)
+            raise limit.error()
+        self.advance(seconds)
 
 
 # --- the steps of a script ---------------------------------------------------------------------------------
@@ -116,6 +126,8 @@ class Script:
         stall_write_after: after so many bytes the peer takes no more.
         watchful: whether the stream has `write_until_readable`.
         readable: what `is_readable` says; `None` for a stream that cannot say it, "auto" for the truth.
+        connect_seconds: what connecting takes.
+        tls_seconds: what each `start_tls` takes.
         tls_error: what `start_tls` raises.
         ssl_object: what `get_extra_info("ssl_object")` gives after `start_tls`.
     """
@@ -127,6 +139,8 @@ class Script:
         stall_write_after: int | None = None,
         watchful: bool = True,
         readable: Any = "auto",
+        connect_seconds: float = 0.0,
+        tls_seconds: float = 0.0,
         tls_error: BaseException | None = None,
         ssl_object: Any = None,
     ) -> None:
@@ -135,6 +149,8 @@ class Script:
         self.stall_write_after = stall_write_after
         self.watchful = watchful
         self.readable = readable
+        self.connect_seconds = connect_seconds
+        self.tls_seconds = tls_seconds
         self.tls_error = tls_error
         self.ssl_object = ssl_object
 
@@ -309,6 +325,11 @@ class ScriptedStream(NetworkStream):
     ) -> NetworkStream:
         self.log.append("start_tls")
         self.tls.append((ssl_context, server_hostname, timeout))
+        try:
+            self._clock.spend(self._script.tls_seconds, Limit(timeout, self._clock.now, "tls"))
+        except TimeoutException:
+            self.close()
+            raise
         if self._script.tls_error is not None:
             self.close()
             raise self._script.tls_error
@@ -408,6 +429,7 @@ class ScriptedBackend(NetworkBackend):
                 whole = Script()
                 whole.steps = script
                 script = whole
+            self.clock.spend(script.connect_seconds, Limit(dial.timeout, self.clock.now, "connect"))
             kind = WatchfulStream if script.watchful else ScriptedStream
             stream = kind(script, self.clock, f"#{len(self.streams)}")
             self.streams.append(stream)

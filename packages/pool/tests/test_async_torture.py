@@ -19,7 +19,7 @@ import anyio
 import pytest
 import trustme
 
-from lamina_interfaces import ConnectError, Limit
+from lamina_interfaces import ConnectError, Limit, ProxyError, ResolvedAddress, current_runtime
 from lamina_pool import AsyncConnectionPool
 from pool_async_net import (
     CustomStream,
@@ -48,6 +48,7 @@ from pool_async_runs import (
     url,
 )
 from pool_loopback import request_for, response, target_of
+from pool_proxies import WAYS, Way
 
 pytestmark = pytest.mark.anyio
 
@@ -68,14 +69,19 @@ class Scene:
     """A pool over a network in memory, and what a path needs besides.
 
     Attributes:
+        scheme: of the requests that come after the path.
         bodies: how many bodies of requests were begun, and how many of them came to their `finally`.
     """
 
-    def __init__(self, authority: trustme.CA, **options: Any) -> None:
+    def __init__(self, authority: trustme.CA, way: Way | None = None, **options: Any) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        authority.issue_cert("example.com").configure_cert(context)
+        authority.issue_cert("example.com", "proxy.test").configure_cert(context)
         trust = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         authority.configure_trust(trust)
+        self.scheme = "http"
+        if way is not None:
+            self.scheme = way.scheme
+            options["proxy"] = way.make_proxy(trust)
         self.backend = MemoryBackend(server_context=context, **options.pop("net", {}))
         self.pool = AsyncConnectionPool(network_backend=self.backend, ssl_context=trust, **options)
         self.jobs: Jobs | None = None
@@ -282,6 +288,51 @@ async def expect_continue(scene: Scene) -> None:
         scene.backend.hear = lambda *_: None
 
 
+async def by_way(scene: Scene) -> None:
+    await ask(scene.pool, url(scheme=scene.scheme))
+
+
+async def upload_by_way(scene: Scene) -> None:
+    await ask(scene.pool, url(scheme=scene.scheme), method="POST", content=scene.body(b"one", b"two"))
+
+
+async def traced_by_way(scene: Scene) -> None:
+    async def trace(event: str, info: dict[str, Any]) -> None:
+        await checkpoint()
+
+    await ask(scene.pool, url(scheme=scene.scheme), extensions={"trace": trace})
+
+
+def refuse_to_connect(stream: MemoryStream, head: bytes, body: bytes) -> None:
+    stream.feed(b"HTTP/1.1 407 No\r\nContent-Length: 2\r\n\r\nno")
+
+
+async def refused_by_proxy(scene: Scene) -> None:
+    answer, scene.backend.answer = scene.backend.answer, refuse_to_connect
+    try:
+        await ask(scene.pool, url(scheme=scene.scheme))
+    except ProxyError:
+        pass
+    finally:
+        scene.backend.answer = answer
+
+
+async def several_addresses(scene: Scene) -> None:
+    """Of which the proxy cannot reach the first, and the last is not needed."""
+
+    async def resolve(host: str, port: int, timeout: float | None = None) -> list[ResolvedAddress]:
+        await scene.backend.step("resolve", Limit(timeout, current_runtime().now, "dns"))
+        return [ResolvedAddress(0, (f"192.0.2.{number}", port)) for number in (1, 2, 3)]
+
+    scene.backend.resolve = resolve  # type: ignore[attr-defined] # an ability that it has not by itself
+    await ask(scene.pool, url(scheme=scene.scheme))
+
+
+def through(way: str, path: Path, before: Path | None = None, *, at_least: int, **options: Any) -> Case:
+    """A path through a proxy."""
+    return Case(path, before, at_least=at_least, net=lambda: dict(WAYS[way].net), way=WAYS[way], **options)
+
+
 def all_in_pieces() -> dict[str, Any]:
     return {"answer": in_pieces}
 
@@ -308,8 +359,24 @@ CASES = {
     "custom": Case(plain, at_least=3, net=custom_streams),
     "custom-tls": Case(tls, at_least=5, net=custom_streams),
     "custom-half-read": Case(half_read, at_least=3, net=custom_streams),
+    "forward": through("forward", by_way, at_least=3),
+    "forward-tls": through("forward-tls", by_way, at_least=5),
+    "tunnel": through("tunnel", by_way, at_least=5),
+    "tunnel-tls": through("tunnel-tls", by_way, at_least=7),
+    "tunnel-traced": through("tunnel-tls", traced_by_way, at_least=20),
+    "tunnel-refused": through("tunnel-tls", refused_by_proxy, at_least=3),
+    "tunnel-reused": through("tunnel-tls", by_way, by_way, at_least=2),
+    "tunnel-upload": through("tunnel-tls", upload_by_way, at_least=10),
+    "tls-in-tls": through("tls-in-tls", by_way, at_least=9),
+    "socks": through("socks", by_way, at_least=9),
+    "socks-tls": through("socks-tls", by_way, at_least=11),
+    "socks-traced": through("socks-tls", traced_by_way, at_least=20),
+    "socks-addresses": through("socks5", several_addresses, at_least=17),
 }
-SHORT = ["plain", "idle", "tls", "upload", "queue", "retries", "drain", "stale", "custom"]
+SHORT = [
+    *("plain", "idle", "tls", "upload", "queue", "retries", "drain", "stale", "custom"),
+    *("forward", "tunnel", "tunnel-refused", "tunnel-reused", "socks"),
+]
 
 
 async def settled(pool: AsyncConnectionPool) -> None:
@@ -342,7 +409,7 @@ async def run_scene(case: Case, authority: trustme.CA, strike: Strike, fail_at: 
         assert scene.bodies[0] == scene.bodies[1]
     check_invariant(pool, backend, tasks)
     for _ in range(2):
-        await ask(pool)
+        await ask(pool, url(scheme=scene.scheme))
     await settled(pool)
     check_invariant(pool, backend, tasks)
     await pool.aclose()

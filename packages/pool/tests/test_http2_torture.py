@@ -36,6 +36,7 @@ from pool_async_runs import (
 )
 from pool_http2_net import Contexts, HTTP2Backend, check_servers, check_shared, make_contexts
 from pool_http2_server import INITIAL_WINDOW_SIZE, MAX_CONCURRENT_STREAMS, NO_ERROR, REFUSED_STREAM, Asked
+from pool_proxies import WAYS, TunnelledHTTP2Stream
 
 pytestmark = pytest.mark.anyio
 
@@ -66,7 +67,9 @@ class Scene:
     """
 
     def __init__(self, contexts: Contexts, net: dict[str, Any], **options: Any) -> None:
+        kind = net.pop("kind", None)
         self.backend = HTTP2Backend(self.answer, server_context=contexts.server, **net)
+        self.backend.kind = kind or self.backend.kind
         options.setdefault("http1", False)
         self.pool = AsyncConnectionPool(
             network_backend=self.backend, ssl_context=contexts.client, http2=True, **options
@@ -154,7 +157,8 @@ class Case:
 
     Args:
         stays: whether the first connection outlives the path, and is the only one.
-        streams: of which kinds; "prompt", "thrifty" for those that write a few bytes at a time, "custom".
+        streams: of which kinds; "prompt", "thrifty" for those that write a few bytes at a time, "custom", "tunnelled"
+            for those of an HTTP proxy.
     """
 
     def __init__(
@@ -176,10 +180,13 @@ class Case:
         self.options = options
 
 
+PROXY = WAYS["tunnel"].make_proxy()
+
 KINDS: dict[str, dict[str, Any]] = {
     "prompt": {},
     "thrifty": {"room": 7},
     "custom": {"is_custom": True},
+    "tunnelled": {"kind": TunnelledHTTP2Stream},
 }
 
 # --- what was there before ---------------------------------------------------------------------------------
@@ -450,6 +457,10 @@ CASES = {
     "hung-up": Case(hung_up, warm, at_least=3, stays=False),
     "early-answer": Case(early_answer, company, at_least=3),
     "expect": Case(expect_continue, company, at_least=4),
+    "tunnel": Case(plain, at_least=2, stays=False, streams=("tunnelled",), proxy=PROXY),
+    "tunnel-tls": Case(tls, at_least=2, stays=False, streams=("tunnelled",), http1=True, proxy=PROXY),
+    "tunnel-company": Case(slow, company, at_least=1, streams=("tunnelled",), proxy=PROXY),
+    "tunnel-shared-dial": Case(shared_dial, at_least=2, streams=("tunnelled",), proxy=PROXY),
     # A custom stream that does not know of time limits cannot be interrupted for a PING.
     "ping": Case(kept_alive, warm, at_least=8, streams=("prompt", "thrifty"), http2_ping_interval=1.0),
 }
@@ -464,6 +475,7 @@ SHORT = [
         "half-read",
         "place",
         "shared-dial",
+        "tunnel-shared-dial",
         "refused",
         "goaway",
     )

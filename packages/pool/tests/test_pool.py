@@ -156,7 +156,12 @@ def test_is_what_httpcore_clients_look_at() -> None:
         ({"http1": False}, ArgumentValueError, "http1 or http2"),
         ({"http2": True, "http2_ping_interval": -1}, ArgumentValueError, "http2_ping_interval"),
         ({"http2": True, "http2_ping_timeout": "1"}, ArgumentTypeError, "http2_ping_timeout"),
-        ({"proxy": Proxy("http://proxy.example")}, UnsupportedProtocol, "prox"),
+        ({"proxy": "http://proxy.example"}, ArgumentTypeError, "must be a Proxy, not str"),
+        (
+            {"proxy": Proxy("socks4://proxy.example:1080")},
+            UnsupportedProtocol,
+            "socks5 or socks5h, not 'socks4'",
+        ),
         ({"uds": "/run/x", "local_address": "127.0.0.1"}, ArgumentValueError, "uds"),
     ],
 )
@@ -557,7 +562,8 @@ def test_a_full_pool_is_waited_for_until_the_pool_timeout(backend: MemoryBackend
         assert isinstance(error, TimeoutError)
         assert (error.phase, error.origin, error.limit) == ("pool", "http://example.com:80", 0.05)
         assert error.elapsed is not None
-        assert "connections: 1 active, 0 connecting, 0 idle; requests queued: 1" in str(error)
+        assert error.stats == PoolStats(1, 1, 0, 0, 1, 1)
+        assert "http://example.com:80: 1 active, 0 connecting, 0 idle, 1 requests queued" in str(error)
         assert str(pickle.loads(pickle.dumps(error))) == str(error)
         assert pool.request("GET", URL).status == 200
         assert pool.stats() == PoolStats(1, 0, 1, 0, 0, 0)

@@ -90,7 +90,7 @@ class _Dial:
     """A connection in the making, so that closing the pool can end it."""
 
     __slots__ = (
-        "_block", "key", "leading", "phase", "proxy_ssl_context", "spans", "ssl_context", "stream"
+        "_block", "info", "key", "leading", "phase", "proxy_ssl_context", "spans", "ssl_context", "stream"
     )  # fmt: skip
 
     def __init__(self, runtime: Runtime, key: ConnectionKey) -> None:
@@ -101,6 +101,7 @@ class _Dial:
         self.ssl_context: ssl.SSLContext | None = None
         self.proxy_ssl_context: ssl.SSLContext | None = None
         self.stream: Stream | None = None
+        self.info: dict[str, Any] = {}  # of the last step
         self.leading = b""  # what has come behind the proxy's answer
         self.spans: list[TimingSpan] = []  # the handshakes with the proxy
 
@@ -127,10 +128,16 @@ class _Dial:
         if self.stream is not None:
             self.stream.abort()
 
+    def timings(self) -> tuple[TimingSpan, ...]:
+        """The steps that are done."""
+        public = () if self.stream is None else self.stream.get_extra_info("timings") or ()
+        return (*public, *self.spans)
+
     async def advance(
         self, trace: Tracer | None, name: str, info: dict[str, Any], step: Callable[..., Awaitable[Stream]]
     ) -> None:
         """Take a step with the arguments in `info`, in their order, and tell of it under its name."""
+        self.info = info
         if trace is None:
             await self._keep(step, *info.values())
         else:
@@ -281,20 +288,35 @@ class Dialler:
             dial.proxy_ssl_context = options.proxy.ssl_context or shared_ssl_context(("http/1.1",))
         if "h2" in key.protocols:
             _http2_connection()  # now, while no server waits for us
+        if key.route == "socks":
+            import socksio.socks5  # noqa: F401 - the same: it takes longer than many a proxy
         for delay in _backoff(options.retries):
+            if claim.record is not None:
+                claim.record.note_attempt(self._now())
             try:
                 await self._connect(dial, request, timeouts.connect)
-                claim.connection = self._connection(dial)
+                claim.connection, claim.spans = self._connection(dial), dial.spans
                 return
-            except (ConnectError, ConnectTimeout):
-                if delay is None or self.is_closed:
+            except BaseException as error:
+                may_retry = isinstance(error, (ConnectError, ConnectTimeout)) and not self.is_closed
+                if claim.record is not None:
+                    claim.record.note_failure(
+                        error,
+                        dial.phase,
+                        key.origin,
+                        dial.timings(),
+                        self._now(),
+                        will_retry=may_retry and delay is not None,
+                    )
+                if delay is None or not may_retry:
                     raise
-            await self._pause(delay, trace)
+            await self._pause(delay, dial.info, trace)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def _connection(self, dial: _Dial) -> Connection:
         stream: Stream = dial.stream  # type: ignore[assignment] # connected
-        protocol = "http/1.1" if dial.key.route == "forward" else _chosen(stream)
+        # The choice is the server's only where there is TLS with it, and not just with a proxy on the way.
+        protocol = None if dial.ssl_context is None else _chosen(stream)
         if protocol is None and "http/1.1" not in dial.key.protocols:
             protocol = "h2"  # by prior knowledge
         return self.speak(stream, dial.leading, is_http2=protocol == "h2")
@@ -314,12 +336,12 @@ class Dialler:
             connection.take(leading)
         return connection
 
-    async def _pause(self, delay: float, trace: Tracer | None) -> None:
+    async def _pause(self, delay: float, info: dict[str, Any], trace: Tracer | None) -> None:
         try:
             if trace is None:
                 await self._world.sleep(delay)
             else:
-                await trace.around("retry", {}, self._world.sleep, delay)
+                await trace.around("retry", info, self._world.sleep, delay)  # what is tried again
         except DeadlineExceeded as error:
             if error.phase is None:
                 error.phase = "connect"  # a sleep serves everybody, and knows no phase

@@ -38,6 +38,7 @@ from lamina_interfaces import (
     interruptions,
 )
 
+from ._checks import check_proxy_headers
 from ._http11 import HTTP11Session, InterimResponse, ResponseHead, describe_foreign_bytes
 from ._models import Proxy, Request
 from ._trace import MASK, SECRET_HEADERS, Tracer, nothing
@@ -119,7 +120,7 @@ def read_proxy(proxy: Proxy) -> ProxySettings:
     Raises:
         ArgumentTypeError, ArgumentValueError: it is no `Proxy`, or has what its kind has no use for.
         InvalidURL, UnsupportedProtocol: its URL names no host, or a scheme that is not spoken here.
-        LocalProtocolError: credentials that its protocol cannot carry.
+        LocalProtocolError: credentials or headers that its protocol cannot carry.
     """
     if not isinstance(proxy, Proxy):
         raise ArgumentTypeError(f"proxy must be a Proxy, not {type(proxy).__name__}")
@@ -131,6 +132,7 @@ def read_proxy(proxy: Proxy) -> ProxySettings:
     if not url.host:
         raise InvalidURL("the proxy's URL names no host")
     settings = ProxySettings(url.origin, tuple(proxy.headers), proxy.auth, proxy.ssl_context)
+    check_proxy_headers(proxy.headers)  # once more: the list may have been changed
     if settings.ssl_context is not None and not settings.is_secure:
         raise ArgumentValueError(
             f"a proxy's ssl_context is for the scheme https, not {url.scheme.decode('ascii')}"
@@ -226,13 +228,13 @@ async def open_tunnel(
     own = {name.lower() for name, _ in proxy.headers}
     headers = [*(header for header in headers if header[0].lower() not in own), *proxy.headers]
     session = HTTP11Session()
-    info = {"request": _as_told(proxy, target, headers, request)}
     trace = Tracer.of(request, "http11")
     data = session.send_head(b"CONNECT", target, headers) + session.send_end()
     if trace is None:
         await stream.write(data, limit.remaining())
         head = await _receive_head(stream, session, limit)
     else:
+        info = {"request": _as_told(proxy, target, headers, request)}
         await trace.around("send_request_headers", info, stream.write, data, limit.remaining())
         await trace.around("send_request_body", info, nothing)
         await trace.started("receive_response_headers", info)
@@ -244,7 +246,7 @@ async def open_tunnel(
         await trace.complete(
             "receive_response_headers", (head.http_version, head.status, head.reason, head.headers)
         )
-    if not head.switches_protocol:
+    if not 200 <= head.status < 300:  # nor is 101 a tunnel, whatever the proxy's own headers ask for
         refusal = ProxyError(
             f"{head.status} {_printable(head.reason)}: the proxy {proxy.origin} did not open a tunnel",
             phase="proxy",
@@ -269,7 +271,9 @@ def _as_told(proxy: ProxySettings, target: bytes, headers: list[Header], request
     scheme, host, port = proxy.origin
     url = URL(scheme=scheme, host=host, port=port, target=target)
     masked = [(name, MASK if name.lower() in SECRET_HEADERS else value) for name, value in headers]
-    return Request(b"CONNECT", url, headers=masked, extensions=request.extensions)
+    # Its own target is for the server.
+    extensions = {name: value for name, value in request.extensions.items() if name != "target"}
+    return Request(b"CONNECT", url, headers=masked, extensions=extensions)
 
 
 def _printable(reason: bytes) -> str:
@@ -300,28 +304,27 @@ async def open_socks(stream: Stream, proxy: ProxySettings, host: str, port: int,
 
     replies = _Replies(stream, limit, f"the proxy {proxy.origin}")
     method = socks5.SOCKS5AuthMethod
+    # A proxy that asks for no credentials may have them offered all the same.
+    offered = [method.NO_AUTH_REQUIRED]
+    if proxy.auth is not None:
+        offered.append(method.USERNAME_PASSWORD)
+    await replies.send(socks5.SOCKS5AuthMethodsRequest(offered))
+    reply = await replies.take(2, version=5)
     try:
-        # A proxy that asks for no credentials may have them offered all the same.
-        offered = [method.NO_AUTH_REQUIRED]
-        if proxy.auth is not None:
-            offered.append(method.USERNAME_PASSWORD)
-        await replies.send(socks5.SOCKS5AuthMethodsRequest(offered))
-        chosen = socks5.SOCKS5AuthReply.loads(await replies.take(2, version=5)).method
-        if chosen not in offered:
-            wants = "credentials" if chosen is method.USERNAME_PASSWORD else "a way to authenticate"
-            raise ProxyError(f"{replies.whose} wants {wants} that it was not offered", phase="proxy")
-        if chosen is method.USERNAME_PASSWORD and proxy.auth is not None:
-            await replies.send(socks5.SOCKS5UsernamePasswordRequest(*proxy.auth))
-            if not socks5.SOCKS5UsernamePasswordReply.loads(await replies.take(2, version=1)).success:
-                raise ProxyError(f"{replies.whose} does not accept the credentials", phase="proxy")
-        await replies.send(
-            socks5.SOCKS5CommandRequest.from_address(socks5.SOCKS5Command.CONNECT, (host, port))
-        )
-        await _take_reply(replies)
-    except (ProtocolError, ValueError) as error:
-        if isinstance(error, LocalProtocolError):
-            raise
-        raise ProxyError(f"{replies.whose} does not answer as SOCKS5 demands", phase="proxy") from error
+        chosen = socks5.SOCKS5AuthReply.loads(reply).method
+    except ProtocolError as error:
+        raise ProxyError(
+            f"{replies.whose} wants the unknown way to authenticate {reply[1]}", phase="proxy"
+        ) from error
+    if chosen not in offered:
+        wants = "credentials" if chosen is method.USERNAME_PASSWORD else "a way to authenticate"
+        raise ProxyError(f"{replies.whose} wants {wants} that it was not offered", phase="proxy")
+    if chosen is method.USERNAME_PASSWORD and proxy.auth is not None:
+        await replies.send(socks5.SOCKS5UsernamePasswordRequest(*proxy.auth))
+        if not socks5.SOCKS5UsernamePasswordReply.loads(await replies.take(2, version=1)).success:
+            raise ProxyError(f"{replies.whose} does not accept the credentials", phase="proxy")
+    await replies.send(socks5.SOCKS5CommandRequest.from_address(socks5.SOCKS5Command.CONNECT, (host, port)))
+    await _take_reply(replies)
     return replies.left_over
 
 
