@@ -86,7 +86,7 @@ def moody(seed: int) -> Any:
             asked.server.goaway(asked.id)
             asked.respond()
         elif mood < 0.06:
-            asked.server.goaway(asked.id - 2)
+            asked.server.goaway(max(0, asked.id - 2))
         else:
             asked.respond()
 
