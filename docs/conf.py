@@ -53,7 +53,10 @@ napoleon_use_ivar = True
 # to be fetched), so names that are not ours are left alone.
 nitpicky = True
 nitpick_ignore_regex = [(r"py:.*", r"(?!lamina).*"), (r"py:.*", r"lamina\w*\._.*"), (r"py:.*", r"lamina-.*")]
-nitpick_ignore = [("py:obj", "lamina.backends")]  # a group of entry points
+nitpick_ignore = [
+    ("py:obj", "lamina.backends"),  # a group of entry points
+    ("py:class", "lamina_interfaces.connecting.Outcome_co"),  # a type variable
+]
 
 PACKAGES = [
     "lamina",
@@ -72,6 +75,8 @@ PACKAGES = [
     "lamina_timeouts",
     # Last: some of their names are those of the first dialect, which others mean.
     "lamina.aio",
+    "lamina.httpx",
+    "lamina.httpx2",
     "lamina.sync",
 ]
 

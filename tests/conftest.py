@@ -1,5 +1,5 @@
-"""Fixtures for tests of the whole stack; what they are made of is in `stack_helpers`, `stack_servers`
-and `stack_worlds`."""
+"""Fixtures for tests of the whole stack; what they are made of is in `stack_helpers`, `stack_servers`,
+`stack_proxies` and `stack_worlds`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,15 @@ from stack_helpers import certificates as certificates
 from stack_helpers import fault_server as fault_server
 from stack_helpers import no_socket_left as no_socket_left
 from stack_helpers import refusing_port as refusing_port
+from stack_proxies import danted as danted
+from stack_proxies import haproxy_http as haproxy_http
+from stack_proxies import haproxy_https as haproxy_https
+from stack_proxies import microsocks as microsocks
+from stack_proxies import microsocks_auth as microsocks_auth
+from stack_proxies import proxies as proxies
+from stack_proxies import stunnel as stunnel
+from stack_proxies import tinyproxy as tinyproxy
+from stack_proxies import tinyproxy_auth as tinyproxy_auth
 from stack_servers import haproxy as haproxy
 from stack_servers import http2_context as http2_context
 from stack_servers import hypercorn as hypercorn

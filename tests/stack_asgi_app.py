@@ -19,6 +19,9 @@ async def app(scope: dict[str, Any], receive: Receive, send: Send) -> None:
     """An application as ASGI has it."""
     if scope["type"] == "lifespan":
         return
+    if scope["type"] == "websocket":
+        await converse(scope, receive, send)
+        return
     size = 0
     more = True
     while more:
@@ -40,6 +43,20 @@ async def app(scope: dict[str, Any], receive: Receive, send: Send) -> None:
             await answer(send, 200, content, trailers=[(b"x-trailer", b"last")])
         case _:
             await answer(send, 200, b"" if scope["method"] == "HEAD" else content)
+
+
+async def converse(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    """A WebSocket: sends each message back, and closes when asked to with a code."""
+    assert (await receive())["type"] == "websocket.connect"
+    subprotocol = "echo" if "echo" in scope["subprotocols"] else None
+    await send({"type": "websocket.accept", "subprotocol": subprotocol})
+    while (message := await receive())["type"] == "websocket.receive":
+        text = message.get("text")
+        if text is not None and text.startswith("close "):
+            code = int(text.removeprefix("close "))
+            await send({"type": "websocket.close", "code": code, "reason": "as you wish"})
+            return
+        await send({"type": "websocket.send", "text": text, "bytes": message.get("bytes")})
 
 
 def file_content(path: str) -> bytes | None:

@@ -64,6 +64,12 @@ class Certificates(NamedTuple):
     certificate: Path
     key: Path
 
+    def pair(self, folder: Path) -> Path:
+        """A file in `folder` with the server's certificate and its key, as some servers want them."""
+        path = folder / "pair.pem"
+        path.write_bytes(self.certificate.read_bytes() + self.key.read_bytes())
+        return path
+
 
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
@@ -89,6 +95,11 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 class FaultServer:
     """Gives each connection to `behave` in a thread of its own. What it raises is forgotten: the peer is gone.
 
+    Args:
+        behave: what to do on each connection.
+        context: for TLS.
+        path: of a unix socket to listen on, and not on 127.0.0.1.
+
     Attributes:
         port: where it listens, on 127.0.0.1.
         accepted: how many connections it has had.
@@ -96,7 +107,11 @@ class FaultServer:
     """
 
     def __init__(
-        self, behave: Callable[[socket.socket], None], *, context: ssl.SSLContext | None = None
+        self,
+        behave: Callable[[socket.socket], None],
+        *,
+        context: ssl.SSLContext | None = None,
+        path: str | None = None,
     ) -> None:
         self._behave = behave
         self._context = context
@@ -104,8 +119,11 @@ class FaultServer:
         self._sockets: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
         self.accepted = self.live = self.peak = 0
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
-        self.port: int = self._listener.getsockname()[1]
+        if path is None:
+            self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+        else:
+            self._listener = socket.create_server(path, family=socket.AF_UNIX)
+        self.port: int = self._listener.getsockname()[1] if path is None else 0
         self.url = f"{'http' if context is None else 'https'}://127.0.0.1:{self.port}"
         self._spawn(self._accept)
 

@@ -118,11 +118,12 @@ class Servers:
 
     Attributes:
         root: the folder that they serve.
+        certificates: what they show.
     """
 
     def __init__(self, folder: Path, certificates: Certificates) -> None:
         self._folder = folder
-        self._certificates = certificates
+        self.certificates = certificates
         self._processes: list[subprocess.Popen[bytes]] = []
         self.root = folder / "root"
         self.root.mkdir()
@@ -131,8 +132,8 @@ class Servers:
 
     def nginx(self, keepalive_requests: int = 1000) -> Server:
         """Nginx, which ends a connection after so many requests."""
-        executable = _executable("nginx")
-        folder = self._new_folder()
+        executable = installed("nginx")
+        folder = self.new_folder()
 
         def command(ports: Sequence[int]) -> list[str]:
             http, https, h2c = ports
@@ -143,19 +144,19 @@ class Servers:
                     http=http,
                     https=https,
                     h2c=h2c,
-                    certificate=self._certificates.certificate,
-                    key=self._certificates.key,
+                    certificate=self.certificates.certificate,
+                    key=self.certificates.key,
                     keepalive_requests=keepalive_requests,
                 )
             )
             return [executable, "-p", f"{folder}", "-e", f"{folder}/error.log", "-c", f"{folder}/nginx.conf"]
 
-        http, https, h2c = self._start_on_free_ports(3, command, folder)
+        http, https, h2c = self.start_on_free_ports(3, command, folder)
         return Server(_url(https, tls=True), _url(h2c), self.root, _url(http), f"{folder}/sock")
 
     def nghttpd(self, *more: str) -> Server:
         """Two nghttpd, with TLS and without, with further options."""
-        executable = _executable("nghttpd")
+        executable = installed("nghttpd")
         options = [
             "-a",
             "127.0.0.1",
@@ -165,40 +166,39 @@ class Servers:
             "--trailer=x-trailer: last",
             *more,
         ]
-        key, certificate = f"{self._certificates.key}", f"{self._certificates.certificate}"
-        folder = self._new_folder()
-        (https,) = self._start_on_free_ports(
+        key, certificate = f"{self.certificates.key}", f"{self.certificates.certificate}"
+        folder = self.new_folder()
+        (https,) = self.start_on_free_ports(
             1, lambda ports: [executable, *options, f"{ports[0]}", key, certificate], folder
         )
-        (h2c,) = self._start_on_free_ports(
+        (h2c,) = self.start_on_free_ports(
             1, lambda ports: [executable, *options, "--no-tls", f"{ports[0]}"], folder
         )
         return Server(_url(https, tls=True), _url(h2c), self.root)
 
-    def hypercorn(self) -> Server:
-        """Hypercorn with `stack_asgi_app`."""
+    def hypercorn(self, app: str = "stack_asgi_app") -> Server:
+        """Hypercorn with the application of one of our modules."""
         if importlib.util.find_spec("hypercorn") is None:
             missing("hypercorn")
-        key, certificate = f"{self._certificates.key}", f"{self._certificates.certificate}"
+        key, certificate = f"{self.certificates.key}", f"{self.certificates.certificate}"
 
         def command(https: int, h2c: int) -> list[str]:
             # No worker: it serves in its own process, and there is none besides to be stopped.
             return [
                 *(sys.executable, "-m", "hypercorn", "--workers", "0", "--graceful-timeout", "0"),
                 *("--certfile", certificate, "--keyfile", key),
-                *("--bind", f"fd://{https}", "--insecure-bind", f"fd://{h2c}", "stack_asgi_app:app"),
+                *("--bind", f"fd://{https}", "--insecure-bind", f"fd://{h2c}", f"{app}:app"),
             ]
 
         environment = {"STACK_ROOT": f"{self.root}", "PYTHONPATH": f"{Path(__file__).parent}"}
-        https, h2c = self._start_on_open_ports(command, self._new_folder(), environment)
+        https, h2c = self.start_on_open_ports(command, self.new_folder(), environment)
         return Server(_url(https, tls=True), _url(h2c), self.root)
 
     def haproxy(self, origin: Server) -> Server:
         """Haproxy in front of another server, to which it speaks HTTP/1.1."""
-        executable = _executable("haproxy")
-        folder = self._new_folder()
-        pair = folder / "pair.pem"
-        pair.write_bytes(self._certificates.certificate.read_bytes() + self._certificates.key.read_bytes())
+        executable = installed("haproxy")
+        folder = self.new_folder()
+        pair = self.certificates.pair(folder)
 
         def command(https: int, h2c: int) -> list[str]:
             config = folder / "haproxy.cfg"
@@ -206,7 +206,7 @@ class Servers:
             config.write_text(HAPROXY_CONF.format(https=https, h2c=h2c, pair=pair, origin=address))
             return [executable, "-db", "-f", f"{config}"]
 
-        https, h2c = self._start_on_open_ports(command, folder)
+        https, h2c = self.start_on_open_ports(command, folder)
         return Server(_url(https, tls=True), _url(h2c), self.root)
 
     def stop(self) -> None:
@@ -221,12 +221,13 @@ class Servers:
 
     # --- starting ------------------------------------------------------------------------------------------
 
-    def _new_folder(self) -> Path:
+    def new_folder(self) -> Path:
+        """For the files of one server."""
         folder = self._folder / str(len(list(self._folder.iterdir())))
         folder.mkdir()
         return folder
 
-    def _start_on_free_ports(
+    def start_on_free_ports(
         self, count: int, command: Callable[[Sequence[int]], list[str]], folder: Path
     ) -> list[int]:
         """Start a server that is told its ports by number."""
@@ -238,7 +239,7 @@ class Servers:
             self._give_up(process)
         pytest.fail(f"the server did not start: {(folder / 'log').read_text()}")
 
-    def _start_on_open_ports(
+    def start_on_open_ports(
         self,
         command: Callable[[int, int], list[str]],
         folder: Path,
@@ -283,12 +284,13 @@ class Servers:
         self._processes.remove(process)
 
 
-def _executable(name: str) -> str:
+def installed(name: str) -> str:
+    """Where a server is; `missing` tells of one that is not installed."""
     # Where a system keeps what is for administrators is not on everybody's path.
-    executable = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
-    if executable is None:
+    path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
+    if path is None:
         missing(name)
-    return executable
+    return path
 
 
 def _url(port: int, *, tls: bool = False) -> str:

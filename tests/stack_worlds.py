@@ -248,6 +248,13 @@ class Jobs:
             await self._group.__aexit__(None, None, None)  # what is raised in the block is no group of errors
 
 
+async def at_once(world: World, count: int, work: Callable[..., Any]) -> list[Any]:
+    """What comes of `work(0)` to `work(count - 1)`, all running at the same time."""
+    async with world.jobs() as jobs:
+        started = [jobs.start(work, number) for number in range(count)]
+        return [await job.result(world) for job in started]
+
+
 # --- what blocks, with the methods of what suspends ---------------------------------------------------------
 
 

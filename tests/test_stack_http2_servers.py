@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from stack_servers import BEFORE_TRAILERS, HELLO
+from stack_worlds import at_once
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from lamina_pool import AsyncConnectionPool
     from stack_helpers import Certificates
@@ -218,13 +219,6 @@ async def test_an_answer_before_the_upload_ends(
 
 
 # --- many at once ------------------------------------------------------------------------------------------
-
-
-async def at_once(world: World, count: int, work: Callable[..., Any]) -> list[Any]:
-    """What comes of `work(0)` to `work(count - 1)`, all running at the same time."""
-    async with world.jobs() as jobs:
-        started = [jobs.start(work, number) for number in range(count)]
-        return [await job.result(world) for job in started]
 
 
 async def test_fifty_at_once_share_a_connection(

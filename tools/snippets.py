@@ -2,6 +2,9 @@
 
 Snippets speak to `example.org` and its like, by HTTP and HTTPS, as a reader would. Here these names lead to a
 server on loopback, whose certificate is trusted; any other name does not exist. Nothing leaves the machine.
+
+The ports 3128 and 1080 lead to a proxy, which speaks HTTP and SOCKS5, with TLS or without; 3129 to another one, which
+wants the credentials `user:secret`.
 """
 
 from __future__ import annotations
@@ -21,9 +24,14 @@ from typing import Any
 
 import pytest
 import trustme
+import wsproto
 from sybil import Sybil
 from sybil.document import PythonDocStringDocument
 from sybil.parsers import myst, rest
+from wsproto.connection import ConnectionState
+from wsproto.events import AcceptConnection, CloseConnection, Message, Ping, Request
+
+from loopback_proxy import LoopbackProxy
 
 EXAMPLES = ("example.com", "example.net", "example.org")  # RFC 2606, section 3
 FLAGS = ELLIPSIS | NORMALIZE_WHITESPACE
@@ -44,14 +52,19 @@ pytest_collect_file = (_markdown + _docstrings).pytest()
 
 
 class Site(http.server.BaseHTTPRequestHandler):
-    """Greets whoever asks, and sends back whatever is sent; `/slow` takes a second, `/large` is a megabyte."""
+    """Greets whoever asks, and sends back whatever is sent; `/slow` takes a second, `/large` is a megabyte.
+
+    `/chat` is a WebSocket, which sends back each message too.
+    """
 
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         if self.path == "/slow":
             time.sleep(1.0)
-        if self.path == "/large":
+        if self.path == "/chat":
+            self.chat()
+        elif self.path == "/large":
             self.reply(bytes(1_000_000))
         else:
             self.reply(f"Hello from {self.headers['Host']}{self.path}\n".encode())
@@ -61,6 +74,30 @@ class Site(http.server.BaseHTTPRequestHandler):
             self.reply(b"".join(self.chunks()))
         else:
             self.reply(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+
+    def chat(self) -> None:
+        """Speak WebSocket until one side has had enough."""
+        self.close_connection = True
+        connection = wsproto.WSConnection(wsproto.ConnectionType.SERVER)
+        connection.initiate_upgrade_connection(
+            [(name.encode(), value.encode()) for name, value in self.headers.items()], self.path
+        )
+        while True:
+            for event in connection.events():
+                match event:
+                    case Request():
+                        chosen = next(iter(event.subprotocols), None)
+                        self.wfile.write(connection.send(AcceptConnection(subprotocol=chosen)))
+                    case Message():
+                        echo = type(event)(event.data, message_finished=event.message_finished)
+                        self.wfile.write(connection.send(echo))
+                    case Ping():
+                        self.wfile.write(connection.send(event.response()))
+                    case CloseConnection():
+                        if connection.state is ConnectionState.REMOTE_CLOSING:
+                            self.wfile.write(connection.send(event.response()))
+                        return
+            connection.receive_data(self.connection.recv(65536) or None)
 
     def chunks(self) -> Iterator[bytes]:
         while size := int(self.rfile.readline(), 16):
@@ -111,8 +148,11 @@ class Loopback:
         plain = Server(("127.0.0.1", 0), Site)
         secure = Server(("127.0.0.1", 0), Site)
         secure.socket = context.wrap_socket(secure.socket, server_side=True, do_handshake_on_connect=False)
-        self.servers = [plain, secure]
         self.ports = {80: plain.server_port, 443: secure.server_port}
+        proxy = LoopbackProxy(context, self.ports)
+        locked = LoopbackProxy(context, self.ports, is_locked=True)
+        self.servers = [plain, secure, proxy, locked]
+        self.ports |= {3128: proxy.port, 1080: proxy.port, 3129: locked.port}
         self.resolve = socket.getaddrinfo
 
     def __enter__(self) -> None:

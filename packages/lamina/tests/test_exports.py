@@ -4,6 +4,7 @@ import __future__
 
 import importlib
 import importlib.resources
+import importlib.util
 import inspect
 import pkgutil
 import subprocess
@@ -18,10 +19,14 @@ import lamina as package
 LAZY = ("asyncio", "anyio", "trio", "ssl", "h2", "certifi")
 
 
+# Modules for a library that lamina does not bring, and that library.
+NEEDED = {"lamina.httpx": "httpx", "lamina.httpx2": "httpx2"}
+
+
 def public_modules() -> Iterator[ModuleType]:
     yield package
     for info in pkgutil.walk_packages(package.__path__, prefix=package.__name__ + "."):
-        if "._" not in info.name:
+        if "._" not in info.name and importlib.util.find_spec(NEEDED.get(info.name, info.name)):
             yield importlib.import_module(info.name)
 
 

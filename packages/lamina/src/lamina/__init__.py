@@ -5,6 +5,8 @@
 - `_api`: the functions that need no pool, `request` and `stream`, and names that only exist here.
 - `sync`, `aio`: the second dialect, a small client over network streams without `timeout=`, blocking and async. They
   share `_dialect_models`, `_dialect_redirects` and `_dialect_faces`.
+- `httpx`, `httpx2`: transports for the clients of these names, which share `_httpx_transports`. `_as_httpcore`: lamina
+  in the place of httpcore.
 - `__main__`, `_cli`, `_cli_arguments`, `_cli_report`, `_cli_output`, `_cli_waiting`: the command `lamina`, also
   `python -m lamina`. `_waterfall`: where the time of a request went, as text bars.
 - `demo`: all layers at work on loopback, `python -m lamina.demo`. `_demo_server` is what they talk to.
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from lamina_interfaces import ArgumentTypeError as ArgumentTypeError
     from lamina_interfaces import ArgumentValueError as ArgumentValueError
     from lamina_interfaces import AsyncInterruptibleWriter as AsyncInterruptibleWriter
+    from lamina_interfaces import AsyncNameResolver as AsyncNameResolver
     from lamina_interfaces import AsyncNetworkBackend as AsyncNetworkBackend
     from lamina_interfaces import AsyncNetworkStream as AsyncNetworkStream
     from lamina_interfaces import AsyncPromptWriter as AsyncPromptWriter
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
     from lamina_interfaces import InvalidURL as InvalidURL
     from lamina_interfaces import LaminaError as LaminaError
     from lamina_interfaces import LocalProtocolError as LocalProtocolError
+    from lamina_interfaces import NameResolver as NameResolver
     from lamina_interfaces import NetworkBackend as NetworkBackend
     from lamina_interfaces import NetworkError as NetworkError
     from lamina_interfaces import NetworkStream as NetworkStream
@@ -69,19 +73,57 @@ if TYPE_CHECKING:
     from lamina_mock import MockBackend as MockBackend
     from lamina_mock import MockStream as MockStream
     from lamina_pool import URL as URL
+    from lamina_pool import AsyncConnectionInterface as AsyncConnectionInterface
     from lamina_pool import AsyncConnectionPool as AsyncConnectionPool
+    from lamina_pool import AsyncHTTP2Connection as AsyncHTTP2Connection
+    from lamina_pool import AsyncHTTP11Connection as AsyncHTTP11Connection
+    from lamina_pool import AsyncHTTPConnection as AsyncHTTPConnection
+    from lamina_pool import AsyncHTTPProxy as AsyncHTTPProxy
+    from lamina_pool import AsyncSOCKSProxy as AsyncSOCKSProxy
+    from lamina_pool import BodyReceived as BodyReceived
     from lamina_pool import ByteStream as ByteStream
+    from lamina_pool import CloseReason as CloseReason
+    from lamina_pool import ConnectFailed as ConnectFailed
+    from lamina_pool import ConnectionAcquired as ConnectionAcquired
+    from lamina_pool import ConnectionClosed as ConnectionClosed
+    from lamina_pool import ConnectionInfo as ConnectionInfo
+    from lamina_pool import ConnectionInterface as ConnectionInterface
+    from lamina_pool import ConnectionOpened as ConnectionOpened
     from lamina_pool import ConnectionPool as ConnectionPool
+    from lamina_pool import ConnectionReleased as ConnectionReleased
+    from lamina_pool import ConnectStep as ConnectStep
     from lamina_pool import ContentTypes as ContentTypes
+    from lamina_pool import ExchangeEvent as ExchangeEvent
     from lamina_pool import Extensions as Extensions
     from lamina_pool import HeaderTypes as HeaderTypes
+    from lamina_pool import HTTP2Connection as HTTP2Connection
+    from lamina_pool import HTTP11Connection as HTTP11Connection
+    from lamina_pool import HTTPConnection as HTTPConnection
+    from lamina_pool import HTTPProxy as HTTPProxy
+    from lamina_pool import NameResolved as NameResolved
+    from lamina_pool import OpenTelemetryMetrics as OpenTelemetryMetrics
     from lamina_pool import Origin as Origin
+    from lamina_pool import OriginMismatch as OriginMismatch
+    from lamina_pool import OriginStats as OriginStats
     from lamina_pool import PooledConnection as PooledConnection
+    from lamina_pool import PoolEvent as PoolEvent
     from lamina_pool import PoolStats as PoolStats
     from lamina_pool import Proxy as Proxy
+    from lamina_pool import ProxyConnected as ProxyConnected
+    from lamina_pool import ProxyEnvironment as ProxyEnvironment
+    from lamina_pool import ReleaseReason as ReleaseReason
     from lamina_pool import Request as Request
+    from lamina_pool import RequestEnded as RequestEnded
+    from lamina_pool import RequestEvent as RequestEvent
+    from lamina_pool import RequestQueued as RequestQueued
+    from lamina_pool import RequestSent as RequestSent
+    from lamina_pool import RequestStarted as RequestStarted
     from lamina_pool import Response as Response
+    from lamina_pool import ResponseStarted as ResponseStarted
     from lamina_pool import ResponseStateError as ResponseStateError
+    from lamina_pool import SOCKSProxy as SOCKSProxy
+    from lamina_pool import TCPConnected as TCPConnected
+    from lamina_pool import TLSEstablished as TLSEstablished
     from lamina_pool import default_ssl_context as default_ssl_context
     from lamina_sync_backend import SyncBackend as SyncBackend
     from lamina_sync_backend import SyncStream as SyncStream
@@ -93,6 +135,7 @@ if TYPE_CHECKING:
     from ._api import SOCKET_OPTION as SOCKET_OPTION
     from ._api import request as request
     from ._api import stream as stream
+    from ._as_httpcore import as_httpcore as as_httpcore
 
 __all__ = [
     "SOCKET_OPTION",
@@ -101,28 +144,50 @@ __all__ = [
     "AnyIOStream",
     "ArgumentTypeError",
     "ArgumentValueError",
+    "AsyncConnectionInterface",
     "AsyncConnectionPool",
+    "AsyncHTTP2Connection",
+    "AsyncHTTP11Connection",
+    "AsyncHTTPConnection",
+    "AsyncHTTPProxy",
     "AsyncInterruptibleWriter",
     "AsyncMockBackend",
     "AsyncMockStream",
+    "AsyncNameResolver",
     "AsyncNetworkBackend",
     "AsyncNetworkStream",
     "AsyncPromptWriter",
     "AsyncResolver",
+    "AsyncSOCKSProxy",
     "AsyncioBackend",
     "AsyncioStream",
     "AutoBackend",
     "BackendNotFound",
+    "BodyReceived",
     "ByteStream",
+    "CloseReason",
     "ConcurrencyError",
     "ConnectAttempt",
     "ConnectError",
+    "ConnectFailed",
+    "ConnectStep",
     "ConnectTimeout",
+    "ConnectionAcquired",
+    "ConnectionClosed",
+    "ConnectionInfo",
+    "ConnectionInterface",
     "ConnectionNotAvailable",
+    "ConnectionOpened",
     "ConnectionPool",
+    "ConnectionReleased",
     "ContentTypes",
     "DeadlineExceeded",
+    "ExchangeEvent",
     "Extensions",
+    "HTTP2Connection",
+    "HTTP11Connection",
+    "HTTPConnection",
+    "HTTPProxy",
     "HeaderTypes",
     "InterruptibleWriter",
     "InvalidURL",
@@ -130,11 +195,17 @@ __all__ = [
     "LocalProtocolError",
     "MockBackend",
     "MockStream",
+    "NameResolved",
+    "NameResolver",
     "NetworkBackend",
     "NetworkError",
     "NetworkStream",
+    "OpenTelemetryMetrics",
     "Origin",
+    "OriginMismatch",
+    "OriginStats",
     "PoolClosed",
+    "PoolEvent",
     "PoolStats",
     "PoolTimeout",
     "PooledConnection",
@@ -142,17 +213,29 @@ __all__ = [
     "PromptWriter",
     "ProtocolError",
     "Proxy",
+    "ProxyConnected",
+    "ProxyEnvironment",
     "ProxyError",
     "ReadError",
     "ReadTimeout",
+    "ReleaseReason",
     "RemoteProtocolError",
     "Request",
+    "RequestEnded",
+    "RequestEvent",
+    "RequestQueued",
+    "RequestSent",
+    "RequestStarted",
     "ResolvedAddress",
     "Resolver",
     "Response",
+    "ResponseStarted",
     "ResponseStateError",
+    "SOCKSProxy",
     "SyncBackend",
     "SyncStream",
+    "TCPConnected",
+    "TLSEstablished",
     "TimeoutException",
     "TimeoutStateError",
     "TimingSpan",
@@ -163,6 +246,7 @@ __all__ = [
     "WriteTimeout",
     "__version__",
     "aio",
+    "as_httpcore",
     "default_backend",
     "default_ssl_context",
     "load_backend",
@@ -176,33 +260,72 @@ __all__ = [
 _HOMES = {
     "AnyIOBackend": "lamina_async_backends",
     "AnyIOStream": "lamina_async_backends",
+    "AsyncConnectionInterface": "lamina_pool",
     "AsyncConnectionPool": "lamina_pool",
+    "AsyncHTTP11Connection": "lamina_pool",
+    "AsyncHTTP2Connection": "lamina_pool",
+    "AsyncHTTPConnection": "lamina_pool",
+    "AsyncHTTPProxy": "lamina_pool",
     "AsyncMockBackend": "lamina_mock",
     "AsyncMockStream": "lamina_mock",
+    "AsyncSOCKSProxy": "lamina_pool",
     "AsyncioBackend": "lamina_async_backends",
     "AsyncioStream": "lamina_async_backends",
     "AutoBackend": "lamina_async_backends",
+    "BodyReceived": "lamina_pool",
     "ByteStream": "lamina_pool",
+    "CloseReason": "lamina_pool",
+    "ConnectFailed": "lamina_pool",
+    "ConnectStep": "lamina_pool",
+    "ConnectionAcquired": "lamina_pool",
+    "ConnectionClosed": "lamina_pool",
+    "ConnectionInfo": "lamina_pool",
+    "ConnectionInterface": "lamina_pool",
+    "ConnectionOpened": "lamina_pool",
     "ConnectionPool": "lamina_pool",
+    "ConnectionReleased": "lamina_pool",
     "ContentTypes": "lamina_pool",
+    "ExchangeEvent": "lamina_pool",
     "Extensions": "lamina_pool",
+    "HTTP11Connection": "lamina_pool",
+    "HTTP2Connection": "lamina_pool",
+    "HTTPConnection": "lamina_pool",
+    "HTTPProxy": "lamina_pool",
     "HeaderTypes": "lamina_pool",
     "MockBackend": "lamina_mock",
     "MockStream": "lamina_mock",
+    "NameResolved": "lamina_pool",
+    "OpenTelemetryMetrics": "lamina_pool",
     "Origin": "lamina_pool",
+    "OriginMismatch": "lamina_pool",
+    "OriginStats": "lamina_pool",
+    "PoolEvent": "lamina_pool",
     "PoolStats": "lamina_pool",
     "PooledConnection": "lamina_pool",
     "Proxy": "lamina_pool",
+    "ProxyConnected": "lamina_pool",
+    "ProxyEnvironment": "lamina_pool",
+    "ReleaseReason": "lamina_pool",
     "Request": "lamina_pool",
+    "RequestEnded": "lamina_pool",
+    "RequestEvent": "lamina_pool",
+    "RequestQueued": "lamina_pool",
+    "RequestSent": "lamina_pool",
+    "RequestStarted": "lamina_pool",
     "Response": "lamina_pool",
+    "ResponseStarted": "lamina_pool",
     "ResponseStateError": "lamina_pool",
     "SOCKET_OPTION": "lamina._api",
+    "SOCKSProxy": "lamina_pool",
     "SyncBackend": "lamina_sync_backend",
     "SyncStream": "lamina_sync_backend",
+    "TCPConnected": "lamina_pool",
+    "TLSEstablished": "lamina_pool",
     "TimeoutStateError": "lamina_timeouts",
     "TrioBackend": "lamina_async_backends",
     "TrioStream": "lamina_async_backends",
     "URL": "lamina_pool",
+    "as_httpcore": "lamina._as_httpcore",
     "default_ssl_context": "lamina_pool",
     "request": "lamina._api",
     "stream": "lamina._api",
@@ -234,22 +357,6 @@ _BRINGS = {
 
 _SUBMODULES = frozenset({"aio", "sync"})
 
-# Names of httpcore 1.0 whose time is yet to come: proxies, and connections without a pool.
-_LATER = frozenset({
-    "AsyncConnectionInterface",
-    "AsyncHTTP11Connection",
-    "AsyncHTTP2Connection",
-    "AsyncHTTPConnection",
-    "AsyncHTTPProxy",
-    "AsyncSOCKSProxy",
-    "ConnectionInterface",
-    "HTTP11Connection",
-    "HTTP2Connection",
-    "HTTPConnection",
-    "HTTPProxy",
-    "SOCKSProxy",
-})  # fmt: skip
-
 # Hidden from type checkers, which would take it as leave to use any name at all, and need the list as it stands.
 if not TYPE_CHECKING:
     _NAMES = frozenset(__all__)
@@ -259,8 +366,6 @@ if not TYPE_CHECKING:
     def __getattr__(name: str) -> object:
         if name == "__all__":
             return _installed_names()
-        if name in _LATER:
-            raise AttributeError(f"lamina {__version__} has no {name} yet; a later version will")
         if name in _SUBMODULES:
             return _import_module(f"{__name__}.{name}")
         if name not in _NAMES:
