@@ -28,7 +28,6 @@ from lamina_pool._checks import (
     check_request,
     check_server_hostname,
     default_headers,
-    is_coroutine_function,
 )
 from lamina_pool._models import ByteStream, Request
 from lamina_pool._urls import URL
@@ -449,17 +448,8 @@ PLAIN_CALLBACKS = [
 ]
 
 
-@pytest.mark.parametrize("callback", ASYNC_CALLBACKS)
-def test_an_async_callback_is_refused_in_blocking_use(callback: Callable[..., Any]) -> None:
-    assert is_coroutine_function(callback)
-    with pytest.raises(ArgumentTypeError, match="plain function"):
-        check_request(make(trace=callback), blocking=True)
-    check_request(make(trace=callback), blocking=False)
-
-
-@pytest.mark.parametrize("callback", PLAIN_CALLBACKS)
-def test_a_plain_callback_serves_both(callback: Callable[..., Any]) -> None:
-    assert not is_coroutine_function(callback)
+@pytest.mark.parametrize("callback", [*ASYNC_CALLBACKS, *PLAIN_CALLBACKS])
+def test_a_callback_serves_both_plain_or_async(callback: Callable[..., Any]) -> None:
     check_request(make(trace=callback), blocking=True)
     check_request(make(trace=callback), blocking=False)
 

@@ -182,7 +182,8 @@ def test_extensions_are_the_callers_own() -> None:
         (Request("GET", "https://user:secret@h/", headers={"Authorization": "secret"}), "<Request [b'GET']>"),
         (Response(204), "<Response [204]>"),
         (ByteStream(b"Hello"), "<ByteStream [5 bytes]>"),
-        (Proxy("http://user:secret@localhost:8080"), "<Proxy ['http://localhost:8080']>"),
+        (Proxy("http://localhost:8080"), "<Proxy ['http://localhost:8080']>"),
+        (Proxy("http://u:secret@localhost:8080"), "<Proxy ['http://localhost:8080', with credentials]>"),
         (
             Proxy("http://localhost:8080", auth=("u", "secret")),
             "<Proxy ['http://localhost:8080', with credentials]>",

@@ -22,7 +22,6 @@ and errors end up in logs.
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -78,8 +77,6 @@ _FRAMING_NAMES = frozenset(
     {b"connection", b"content-length", b"expect", b"host", b"transfer-encoding", b"upgrade"}
 )
 
-_CO_COROUTINE = 0x80  # `inspect.CO_COROUTINE`, whose module takes 10 ms to import
-
 
 class RequestFraming(NamedTuple):
     """What a checked request means for the connection.
@@ -118,15 +115,13 @@ def check_request(request: Request, *, blocking: bool = True) -> RequestFraming:
 
     Args:
         request: it is not changed.
-        blocking: whether it is sent by blocking code, which cannot iterate over an async body or await a
-            callback.
+        blocking: whether it is sent by blocking code, which cannot iterate over an async body.
 
     Raises:
         LocalProtocolError: it is not valid HTTP.
         UnsupportedProtocol: the URL's scheme is missing, or none that is spoken here.
         InvalidURL: the URL names no host.
-        ArgumentTypeError: something is not of its type, or the body or the `trace` callback is of the
-            other world.
+        ArgumentTypeError: something is not of its type, or the body is of the other world.
     """
     url = request.url
     if url.scheme not in _SCHEMES:
@@ -159,7 +154,7 @@ def check_request(request: Request, *, blocking: bool = True) -> RequestFraming:
         is_replayable = body == "none" or length == 0 or isinstance(stream, (list, tuple))
     extensions = request.extensions
     if extensions:
-        _check_extensions(extensions, blocking)
+        _check_extensions(extensions)
     return RequestFraming(
         method,
         target,
@@ -259,18 +254,13 @@ def _check_body_stream(stream: Any, blocking: bool) -> None:
         )
 
 
-def _check_extensions(extensions: Extensions, blocking: bool) -> None:
+def _check_extensions(extensions: Extensions) -> None:
     sni_hostname = extensions.get("sni_hostname")
     if sni_hostname is not None:
         check_server_hostname(sni_hostname)
     callback = extensions.get("trace")
-    if callback is not None:
-        if not callable(callback):
-            raise ArgumentTypeError(f"the trace extension must be callable, not {type(callback).__name__}.")
-        if blocking and is_coroutine_function(callback):
-            raise ArgumentTypeError(
-                "the trace extension must be a plain function, not async, in blocking use."
-            )
+    if callback is not None and not callable(callback):
+        raise ArgumentTypeError(f"the trace extension must be callable, not {type(callback).__name__}.")
 
 
 def check_server_hostname(name: str) -> None:
@@ -301,14 +291,6 @@ def check_proxy_headers(headers: list[Header]) -> None:
             raise LocalProtocolError(f"illegal value of proxy header {name!r}")
         if name.lower() in {b"content-length", b"transfer-encoding"}:
             raise LocalProtocolError(f"a proxy header cannot be {name!r}: CONNECT has no body")
-
-
-def is_coroutine_function(function: Any) -> bool:
-    """Whether calling it gives a coroutine, as far as can be seen without calling it."""
-    if isinstance(function, functools.partial):  # nested ones are one
-        function = function.func
-    code = getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
-    return code is not None and bool(code.co_flags & _CO_COROUTINE)
 
 
 def _refuse_scheme(scheme: bytes) -> None:

@@ -19,9 +19,9 @@ from collections.abc import (
 )
 from typing import TYPE_CHECKING, Any, Self
 
-from lamina_interfaces import ArgumentTypeError, LaminaError
+from lamina_interfaces import ArgumentTypeError, InvalidURL, LaminaError
 
-from ._urls import URL, enforce_bytes, enforce_url
+from ._urls import URL, enforce_bytes, enforce_url, user_information
 
 if TYPE_CHECKING:
     import ssl
@@ -352,8 +352,10 @@ class Proxy:
     """A proxy to send requests through.
 
     Args:
-        url: where it is; `http`, `https`, `socks5` or `socks5h`.
-        auth: user name and password. For an HTTP proxy they become a Proxy-Authorization header (RFC 7617).
+        url: where it is; `http`, `https`, `socks5` or `socks5h`. Text or bytes may have the credentials, as
+            `http://user:password@host`, percent-encoded where they have special characters.
+        auth: user name and password; those of the URL if `None`. For an HTTP proxy they become a
+            Proxy-Authorization header (RFC 7617).
         headers: sent to the proxy itself, after that one.
         ssl_context: for the connection to the proxy, where its scheme is `https`.
 
@@ -369,6 +371,8 @@ class Proxy:
         LocalProtocolError: a header cannot be sent: an illegal character, or one that frames a message.
     """
 
+    url: URL
+
     def __init__(
         self,
         url: URL | bytes | str,
@@ -376,9 +380,10 @@ class Proxy:
         headers: HeaderTypes = None,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
-        self.url: URL = enforce_url(url, "url")
+        self.url, from_url = _take_credentials(url)
         self.headers: list[Header] = enforce_headers(headers, "headers")
         self.ssl_context = ssl_context
+        auth = from_url if auth is None else auth
         self.auth: tuple[bytes, bytes] | None = None
         if auth is not None:
             pair: Any = auth
@@ -395,6 +400,24 @@ class Proxy:
         place = bytes(self.url.with_target(b"")).decode("ascii")
         # Neither the credentials nor any header value: a repr ends up in logs.
         return f"<{type(self).__name__} [{place!r}{', with credentials' if self.auth is not None else ''}]>"
+
+
+def _take_credentials(url: URL | bytes | str) -> tuple[URL, tuple[bytes, bytes] | None]:
+    if not isinstance(url, (bytes, str)) or ("@" not in url if isinstance(url, str) else b"@" not in url):
+        return enforce_url(url, "url"), None
+    place: URL | None = None
+    credentials = None
+    try:
+        place = URL(url)
+        credentials = user_information(url)
+    except InvalidURL:
+        pass
+    if place is None or credentials is None:
+        # Without the words of that error: what it takes for a host or a path may be a part of the password.
+        raise InvalidURL(
+            "the proxy's URL cannot be taken apart; percent-encode special characters in user name and password"
+        )
+    return place, credentials if any(credentials) else None
 
 
 def _basic(user: bytes, password: bytes) -> bytes:

@@ -39,7 +39,8 @@ class Tracer:
     """Tells the steps of one request in one module. Made by `Tracer.of`, and only where somebody listens.
 
     Its methods are coroutines, so that one text serves blocking and async code. They wait for nothing but the
-    callback's own coroutine, which only async code may have. What the callback raises comes out as it is.
+    callback's own coroutine, if it is an async function. In blocking code that one is run to its end, and must not
+    wait for anything: nothing there would wake it. What the callback raises comes out as it is.
     """
 
     __slots__ = ("_callback", "_logger", "_prefix")
@@ -114,17 +115,19 @@ class Tracer:
 
     async def _tell(self, name: str, info: dict[str, Any]) -> None:
         if self._callback is not None:
+            has_suspended = False
             try:
                 answer = self._callback(f"{self._prefix}.{name}", info)
-                if is_blocked := _must_not_wait(answer):
-                    answer.close()  # or Python warns that it was never awaited
-                elif hasattr(answer, "__await__"):
-                    await answer
+                if hasattr(answer, "__await__"):
+                    if running_runtime() == "threads":
+                        has_suspended = not _ran_to_its_end(answer)
+                    else:
+                        await answer
             except Exception as error:
                 raise CallerError(error) from error
-            if is_blocked:
+            if has_suspended:
                 raise ArgumentTypeError(
-                    "the trace extension must be a plain function, not async, in blocking use."
+                    "the trace callback waited for something, which in blocking code an async function must not"
                 )
         if self._logger is not None:
             self._logger.debug(_line(name, info))
@@ -137,8 +140,16 @@ async def nothing() -> None:
     """The step behind an event that httpcore has where there is nothing to wait for."""
 
 
-def _must_not_wait(answer: object) -> bool:
-    return hasattr(answer, "__await__") and hasattr(answer, "close") and running_runtime() == "threads"
+def _ran_to_its_end(awaitable: Awaitable[object]) -> bool:
+    """Take the first step of it, which has to be the last. If it is not, it is ended where it is."""
+    steps: Any = awaitable.__await__()
+    try:
+        next(steps)
+    except StopIteration:
+        return True
+    if hasattr(steps, "close"):
+        steps.close()
+    return False
 
 
 def _debug_logger(prefix: str) -> logging.Logger | None:

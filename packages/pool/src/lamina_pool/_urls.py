@@ -50,6 +50,7 @@ _host_and_port = re.compile(
 ).fullmatch
 # RFC 3986, section 3.2.2, reg-name without percent-encoding, which no resolver undoes.
 _name = re.compile(r"[a-z0-9._~!$&'()*+,;=\-]+").fullmatch
+_escape = re.compile(rb"%([0-9A-Fa-f]{2})")
 _zone = re.compile(r"[A-Za-z0-9._~\-]+").fullmatch
 _scheme_is_valid = re.compile(rb"[a-z][a-z0-9+.\-]*").fullmatch
 
@@ -210,6 +211,29 @@ def authority(host: bytes, port: int) -> bytes:
 def server_name(host: bytes) -> str:
     """The name for SNI and for the certificate: without an IPv6 zone or a final dot (RFC 6066, section 3)."""
     return host.partition(b"%")[0].decode("ascii").removesuffix(".")
+
+
+def user_information(url: bytes | str) -> tuple[bytes, bytes] | None:
+    """User name and password of a URL, percent-decoded, or `None` where it has none (RFC 3986, section 3.2.1).
+
+    Args:
+        url: one that `URL` has accepted. What is not ASCII becomes UTF-8.
+    """
+    text = url.decode("ascii") if isinstance(url, bytes) else url
+    parts = _split(text)
+    assert parts is not None
+    information, separator, _ = (parts["authority"] or "").rpartition("@")
+    if not separator:
+        return None
+    user, _, password = information.partition(":")
+    return _percent_decoded(user), _percent_decoded(password)
+
+
+def _percent_decoded(text: str) -> bytes:
+    # What is no escape stays as it is: many write a password as they know it. A variable of the environment that is
+    # not UTF-8 comes as surrogates.
+    data = text.encode("utf-8", "surrogateescape")
+    return _escape.sub(lambda escape: bytes.fromhex(escape[1].decode("ascii")), data)
 
 
 def enforce_bytes(value: bytes | str, name: str) -> bytes:
