@@ -40,6 +40,10 @@ class MachineBase(RuleBasedStateMachine):
         self.asked: list[Asked] = []
         self.is_closed = False
 
+    def _options(self) -> dict[str, Any]:
+        """For the pool, besides those that a machine has itself."""
+        return {}
+
     async def _dial(self, host: str, limit: Limit) -> None:
         event = current_runtime().create_event()
         self.dials.append(event)

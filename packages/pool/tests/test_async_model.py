@@ -39,6 +39,7 @@ class PoolMachine(MachineBase):
             max_connections=CONNECTIONS,
             max_connections_per_origin=2,
             keepalive_expiry=10.0,
+            **self._options(),
         )
 
     @rule(

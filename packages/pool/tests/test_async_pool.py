@@ -384,8 +384,10 @@ async def test_an_upgrade_hands_over_the_stream_I08(backend: MemoryBackend) -> N
             if (
                 how != "dropped"
             ):  # trio keeps the last wait that it cancelled, and all that is in its traceback
-                with pytest.raises(ReadTimeout):
+                with pytest.raises(ReadTimeout) as caught:
                     await stream.read(timeout=0.01)
+                assert caught.value.origin == "http://example.com:80"
+                del caught
             assert pool.stats().active == 1
             if how == "response":
                 await answer.aclose()

@@ -346,7 +346,8 @@ def in_child(function: Callable[[], object]) -> int:
     if pid == 0:
         status = 1
         try:
-            signal.alarm(20)
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(20)  # a child that hangs is ended, even if it no longer runs Python
             gc.disable()
             warnings.simplefilter("ignore")  # trio finds the parent's signal handling in place
             function()

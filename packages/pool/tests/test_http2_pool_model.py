@@ -66,6 +66,7 @@ class SharedPoolMachine(MachineBase):
             http1=False,
             http2=True,
             http2_ping_interval=ping,
+            **self._options(),
         )
 
     def _stream(self, number: int) -> Any:

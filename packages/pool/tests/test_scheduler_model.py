@@ -55,6 +55,8 @@ class Request:
     joined: int | None = None  # when it joined the common queue
     promised: bool = False
     connection: Connection | None = None
+    parked_at: float = 0.0
+    opens: Connection | None = None  # the dial that it has begun, and waits for
 
 
 class Oracle:
@@ -141,7 +143,7 @@ class Oracle:
             if reason is None:
                 return connection
             if connection.in_use:
-                connection.retired = True
+                connection.retired, connection.reason = True, reason
             else:
                 self.close_one(connection, reason)
         return None
@@ -156,9 +158,10 @@ class Oracle:
         request.connection = Connection(request.key)
         self.connections.append(request.connection)
 
-    def park(self, request: Request, first: bool) -> None:
+    def park(self, request: Request, now: float, first: bool, opens: Connection | None = None) -> None:
         if not (first and request.arrival):
             request.arrival = self.tick()
+        request.parked_at, request.opens = now, opens
         request.returned = self.tick() if first else 0
         request.state, request.connection = "parked", None
         self.join()
@@ -213,7 +216,16 @@ class Oracle:
         elif may_dial:
             self.dial(request)
         else:
-            self.park(request, first)
+            self.park(request, now, first)
+
+    def end_dial(self, connection: Connection, now: float) -> None:
+        """Whoever waits for the dial that it has begun stands in the queue from now on."""
+        for request in self.parked():
+            if request.opens is connection:
+                request.parked_at, request.opens = now, None
+
+    def queued(self) -> list[Request]:
+        return [request for request in self.parked() if request.opens is None]
 
     def serve(self, request: Request, connection: Connection) -> None:
         self.grant(request, connection)
@@ -234,7 +246,7 @@ class Oracle:
     def offer(self, connection: Connection, now: float) -> None:
         reason = connection.reason if connection.retired else self.past(connection, now)
         if reason is not None:
-            connection.retired = True
+            connection.retired, connection.reason = True, reason
             if connection.in_use == 0:
                 self.close_one(connection, reason)
             return
@@ -275,7 +287,7 @@ class Oracle:
         elif (spare := self.spare(request.key, now)) is not None:
             self.grant(request, spare)
         else:
-            self.park(request, first=True)
+            self.park(request, now, first=True, opens=dial)
         self.settle()
 
     def opened(self, request: Request, now: float, capacity: int) -> None:
@@ -299,6 +311,7 @@ class Oracle:
             else:
                 self.note_idle(connection, now, None)
         self.offer(connection, now)
+        self.end_dial(connection, now)
         self.settle()
 
     def release(self, request: Request, now: float, reusable: bool, hint: float | None) -> None:
@@ -316,6 +329,7 @@ class Oracle:
             if not reusable:
                 self.expected[request.key] = 1
             self.connections.remove(connection)
+            self.end_dial(connection, now)
         elif state == "granted" and connection is not None and connection.state == "open":
             connection.retired = connection.retired or not reusable
             self.give_back(connection, now, hint)
@@ -676,6 +690,32 @@ class SchedulerMachine(RuleBasedStateMachine):
         )
         assert ours.active == len([c for c in plain.in_state("open") if c.in_use])
         assert ours.requests == sum(c.in_use for c in plain.in_state("open"))
+
+    @invariant()
+    def what_is_told_of_each_origin_agrees(self) -> None:
+        ours, plain = self.scheduler, self.oracle
+        queued = plain.queued()
+        assert ours.queued == len(queued)
+        assert ours.oldest_wait(self.now) == max((self.now - r.parked_at for r in queued), default=0.0)
+        told = dict(ours.all_counts())
+        for key in "ABC":
+            carrying = [c.in_use > 0 for c in plain.in_state("open") if c.key == key]
+            expected = (
+                carrying.count(True),
+                carrying.count(False),
+                sum(c.key == key for c in plain.in_state("dialling")),
+                sum(r.key == key for r in queued),
+            )
+            assert ours.counts(key) == expected
+            assert told.pop(key, (0, 0, 0, 0)) == expected
+        assert told == {}
+
+    @invariant()
+    def turns_are_counted(self) -> None:
+        for slot in self.scheduler.slots():
+            turns = [w.turn for w, _ in self.pairs if w.slot is slot and w.state is WaiterState.GRANTED]
+            assert len(set(turns)) == len(turns)
+            assert all(1 <= turn <= slot.turns for turn in turns)
 
     @invariant()
     def nothing_is_remembered_of_origins_without_business(self) -> None:

@@ -3,16 +3,52 @@
 - `_blocking`, `_suspending`: the public pools, and the worlds in which the shared text blocks a thread or suspends a
   task. `_faces`, `_settings`: what the two have in common.
 - `_pool`, `_dialling`, `_connection`, `_body`: the shared text, written once as `async def`; `_io` says what it needs.
-- `_scheduler`: who gets which connection. `_http11`: what an HTTP/1.1 connection may do next. Both are pure.
+- `_lone_blocking`, `_lone_suspending`: connections without a pool, over `_lone`, which is a pool of one. `_interfaces`:
+  what pools and connections offer alike. `_proxy_pools`: pools under other names, whose requests go through proxies.
+- `_scheduler`, `_lone_scheduler`: who gets which connection. `_http11`: what an HTTP/1.1 connection may do next. They
+  are pure.
 - `_models`, `_urls`: requests, responses, URLs. `_checks`: what is refused before a byte is sent.
-- `_ssl`: the default TLS settings. `_trace`: what is told while a request is under way. `_stats`: what a pool tells
-  about itself.
+- `_environment`: proxies as the environment names them, for those who ask.
+- `_ssl`: the default TLS settings. `_trace`: what is told while a request is under way. `_stats`, `_info`: what a pool
+  and a response tell when they are asked. `_events`, `_observing`: what a pool tells its listener, and how;
+  `_opentelemetry` is a listener.
 """
 
 from __future__ import annotations
 
 from ._blocking import ConnectionPool as ConnectionPool
 from ._checks import build_request as build_request
+from ._environment import ProxyEnvironment as ProxyEnvironment
+from ._events import BodyReceived as BodyReceived
+from ._events import ConnectFailed as ConnectFailed
+from ._events import ConnectionAcquired as ConnectionAcquired
+from ._events import ConnectionClosed as ConnectionClosed
+from ._events import ConnectionOpened as ConnectionOpened
+from ._events import ConnectionReleased as ConnectionReleased
+from ._events import ConnectStep as ConnectStep
+from ._events import ExchangeEvent as ExchangeEvent
+from ._events import NameResolved as NameResolved
+from ._events import PoolEvent as PoolEvent
+from ._events import ProxyConnected as ProxyConnected
+from ._events import ReleaseReason as ReleaseReason
+from ._events import RequestEnded as RequestEnded
+from ._events import RequestEvent as RequestEvent
+from ._events import RequestQueued as RequestQueued
+from ._events import RequestSent as RequestSent
+from ._events import RequestStarted as RequestStarted
+from ._events import ResponseStarted as ResponseStarted
+from ._events import TCPConnected as TCPConnected
+from ._events import TLSEstablished as TLSEstablished
+from ._info import ConnectionInfo as ConnectionInfo
+from ._interfaces import AsyncConnectionInterface as AsyncConnectionInterface
+from ._interfaces import ConnectionInterface as ConnectionInterface
+from ._lone import OriginMismatch as OriginMismatch
+from ._lone_blocking import HTTP2Connection as HTTP2Connection
+from ._lone_blocking import HTTP11Connection as HTTP11Connection
+from ._lone_blocking import HTTPConnection as HTTPConnection
+from ._lone_suspending import AsyncHTTP2Connection as AsyncHTTP2Connection
+from ._lone_suspending import AsyncHTTP11Connection as AsyncHTTP11Connection
+from ._lone_suspending import AsyncHTTPConnection as AsyncHTTPConnection
 from ._models import ByteStream as ByteStream
 from ._models import ContentTypes as ContentTypes
 from ._models import Extensions as Extensions
@@ -22,7 +58,14 @@ from ._models import Request as Request
 from ._models import Response as Response
 from ._models import ResponseStateError as ResponseStateError
 from ._models import enforce_headers as enforce_headers
+from ._opentelemetry import OpenTelemetryMetrics as OpenTelemetryMetrics
+from ._proxy_pools import AsyncHTTPProxy as AsyncHTTPProxy
+from ._proxy_pools import AsyncSOCKSProxy as AsyncSOCKSProxy
+from ._proxy_pools import HTTPProxy as HTTPProxy
+from ._proxy_pools import SOCKSProxy as SOCKSProxy
+from ._scheduler import CloseReason as CloseReason
 from ._ssl import default_ssl_context as default_ssl_context
+from ._stats import OriginStats as OriginStats
 from ._stats import PooledConnection as PooledConnection
 from ._stats import PoolStats as PoolStats
 from ._suspending import AsyncConnectionPool as AsyncConnectionPool
@@ -32,19 +75,57 @@ from ._version import __version__ as __version__
 
 __all__ = [
     "URL",
+    "AsyncConnectionInterface",
     "AsyncConnectionPool",
+    "AsyncHTTP2Connection",
+    "AsyncHTTP11Connection",
+    "AsyncHTTPConnection",
+    "AsyncHTTPProxy",
+    "AsyncSOCKSProxy",
+    "BodyReceived",
     "ByteStream",
+    "CloseReason",
+    "ConnectFailed",
+    "ConnectStep",
+    "ConnectionAcquired",
+    "ConnectionClosed",
+    "ConnectionInfo",
+    "ConnectionInterface",
+    "ConnectionOpened",
     "ConnectionPool",
+    "ConnectionReleased",
     "ContentTypes",
+    "ExchangeEvent",
     "Extensions",
+    "HTTP2Connection",
+    "HTTP11Connection",
+    "HTTPConnection",
+    "HTTPProxy",
     "HeaderTypes",
+    "NameResolved",
+    "OpenTelemetryMetrics",
     "Origin",
+    "OriginMismatch",
+    "OriginStats",
+    "PoolEvent",
     "PoolStats",
     "PooledConnection",
     "Proxy",
+    "ProxyConnected",
+    "ProxyEnvironment",
+    "ReleaseReason",
     "Request",
+    "RequestEnded",
+    "RequestEvent",
+    "RequestQueued",
+    "RequestSent",
+    "RequestStarted",
     "Response",
+    "ResponseStarted",
     "ResponseStateError",
+    "SOCKSProxy",
+    "TCPConnected",
+    "TLSEstablished",
     "__version__",
     "build_request",
     "default_ssl_context",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lamina_interfaces import (
@@ -16,38 +15,40 @@ from lamina_interfaces import (
     drive,
 )
 
-from ._checks import build_request
 from ._faces import (
     PlainBody,
     StreamFace,
     Switched,
     addresses_of,
-    check_backend,
+    check_kind,
     describe_pool,
     pieces_of,
     untrusted_bytes,
 )
+from ._interfaces import RequestInterface
 from ._io import CallerError
 from ._pool import Pool
 from ._settings import read_settings
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Coroutine, Iterable, Iterator
+    from collections.abc import Callable, Coroutine, Iterable, Iterator
     from types import TracebackType
     from typing import Self
 
     from lamina_interfaces import BytesLike, SocketOption, ThreadRuntime
 
     from ._body import ResponseBody
-    from ._models import ContentTypes, Extensions, HeaderTypes, Proxy, Request, Response
+    from ._events import PoolEvent
+    from ._lone_blocking import HTTPConnection
+    from ._models import Proxy, Request, Response
     from ._stats import PooledConnection, PoolStats
-    from ._urls import URL
+    from ._urls import Origin
 
 T = TypeVar("T")
 
 
-def _drive(coroutine: Coroutine[Any, Any, T]) -> T:
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run the pool's text; what the caller's own code raised in it comes out as it was."""
     try:
         return drive(coroutine)
@@ -181,7 +182,7 @@ class ResponseStream:
 
     def __next__(self) -> bytes:
         try:
-            data = _drive(self._body.receive())
+            data = run(self._body.receive())
         except StopIteration as error:
             # A callback's. As it is it would be taken for the end of the body; PEP 479 does the same to a generator's.
             raise RuntimeError("the trace callback raised StopIteration") from error
@@ -191,7 +192,7 @@ class ResponseStream:
 
     def close(self) -> None:
         """Let go of the connection, whatever is unread; the second time nothing is done."""
-        _drive(self._body.close())
+        run(self._body.close())
 
 
 class SwitchedStream(Switched[NetworkStream], NetworkStream):
@@ -225,7 +226,9 @@ class SwitchedStream(Switched[NetworkStream], NetworkStream):
             self.close()
             raise untrusted_bytes()
         with self._body.explaining():
-            self._stream = self._stream.start_tls(ssl_context, server_hostname=server_hostname, timeout=timeout)
+            self._stream = self._stream.start_tls(
+                ssl_context, server_hostname=server_hostname, timeout=timeout
+            )
         return self
 
     def close(self) -> None:
@@ -234,10 +237,10 @@ class SwitchedStream(Switched[NetworkStream], NetworkStream):
         try:
             self._stream.close()
         finally:
-            _drive(self._body.close())
+            run(self._body.close())
 
 
-class ConnectionPool:
+class ConnectionPool(RequestInterface):
     """Sends requests over connections that it keeps for the next ones. Blocking; for any number of threads.
 
     Use it as a context manager, or close it. After a fork the child's pool begins empty.
@@ -270,6 +273,9 @@ class ConnectionPool:
         http2_ping_interval: after so many seconds without a sign of life an HTTP/2 server is sent a PING while a
             request waits for it. `None` for never.
         http2_ping_timeout: seconds that it has to answer; then the connection counts as broken.
+        on_event: called with a `PoolEvent` for each thing that happens, a plain function. It is called by the
+            thread of the request, so by several at once, and never while a lock is held. It should be quick. What it
+            raises goes to `sys.unraisablehook`.
 
     Raises:
         ArgumentValueError, ArgumentTypeError: an argument makes no sense.
@@ -297,6 +303,7 @@ class ConnectionPool:
         age_jitter: float = 0.1,
         http2_ping_interval: float | None = None,
         http2_ping_timeout: float = 20.0,
+        on_event: Callable[[PoolEvent], object] | None = None,
     ) -> None:
         self._pool = Pool(
             BlockingWorld(as_backend(network_backend)),
@@ -318,64 +325,8 @@ class ConnectionPool:
                 max_connection_age=max_connection_age,
                 age_jitter=age_jitter,
             ),
+            on_event,
         )
-
-    def request(
-        self,
-        method: bytes | str,
-        url: URL | bytes | str,
-        *,
-        headers: HeaderTypes = None,
-        content: ContentTypes = None,
-        extensions: Extensions | None = None,
-    ) -> Response:
-        """Send a request, and read the whole response.
-
-        Args:
-            method: `"GET"` and so on.
-            url: where to.
-            headers: pairs, or a mapping. `Host`, and `Content-Length` or `Transfer-Encoding` for a body, are added
-                where they are missing.
-            content: the body: bytes, or an iterable of bytes, which is sent in chunks.
-            extensions: `"timeout"` (seconds for `"connect"`, `"read"`, `"write"`, `"pool"`), `"trace"`,
-                `"sni_hostname"`, `"target"`.
-
-        Returns:
-            The response; `response.content` is its body.
-
-        Raises:
-            LaminaError: see `handle_request`; and the same from reading the body.
-        """
-        response = self.handle_request(
-            build_request(method, url, headers=headers, content=content, extensions=extensions)
-        )
-        try:
-            response.read()
-        finally:
-            response.close()
-        return response
-
-    @contextmanager
-    def stream(
-        self,
-        method: bytes | str,
-        url: URL | bytes | str,
-        *,
-        headers: HeaderTypes = None,
-        content: ContentTypes = None,
-        extensions: Extensions | None = None,
-    ) -> Iterator[Response]:
-        """Send a request; a context manager that gives the response before its body is read, and closes it.
-
-        Args and errors are those of `request`.
-        """
-        response = self.handle_request(
-            build_request(method, url, headers=headers, content=content, extensions=extensions)
-        )
-        try:
-            yield response
-        finally:
-            response.close()
 
     def handle_request(self, request: Request) -> Response:
         """Send a request as it is; nothing is added to its headers.
@@ -399,7 +350,17 @@ class ConnectionPool:
             turned out to be dead before any byte of the answer, and the request has a method that may be repeated
             (RFC 9110, section 9.2.2) and a body that can be, or nothing of it had been sent.
         """
-        return _drive(self._pool.handle_request(request))
+        return run(self._pool.handle_request(request))
+
+    def create_connection(self, origin: Origin) -> HTTPConnection:
+        """A connection of its own, opened as this pool's are, and not one of them: the caller closes it.
+
+        Raises:
+            ArgumentTypeError: it is no `Origin`.
+        """
+        from ._lone_blocking import HTTPConnection  # which needs this module first
+
+        return HTTPConnection._of(self._pool, origin)
 
     def close(self) -> None:
         """Close all connections, without waiting for any peer.
@@ -421,9 +382,16 @@ class ConnectionPool:
         """The connections, oldest first, each as it is at this moment."""
         return self._pool.connections()
 
-    def stats(self) -> PoolStats:
-        """How many connections and requests there are. In constant time."""
-        return self._pool.stats()
+    def stats(self, *, per_origin: bool = False) -> PoolStats:
+        """How many connections and requests there are. May be called from any thread.
+
+        Args:
+            per_origin: whether to count them for each origin, too.
+
+        Returns:
+            The counts at one moment. In constant time; with `per_origin` in proportion to the number of origins.
+        """
+        return self._pool.stats(per_origin=per_origin)
 
     def __enter__(self) -> Self:
         return self
@@ -448,5 +416,6 @@ def as_backend(backend: NetworkBackend | NetworkBackendInterface | None) -> Netw
     """
     if isinstance(backend, NetworkBackendInterface):
         return backend_from_interface(backend)
-    check_backend(backend, NetworkBackend, AsyncNetworkBackend)
+    if backend is not None:
+        check_kind("network_backend", backend, NetworkBackend, AsyncNetworkBackend, "connect_tcp")
     return backend

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import _thread
 import warnings
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lamina_interfaces import ConcurrencyError, LaminaError, PoolClosed, ReadError
 
+from ._events import ReleaseReason
 from ._models import ResponseStateError
 from ._trace import Tracer, nothing
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ._http11 import Headers
     from ._io import Exchange
     from ._models import Request
@@ -24,6 +28,7 @@ class ResponseBody:
     The connection goes back to the pool as soon as the body has been read to its end, or when it is closed.
 
     Attributes:
+        opened_at: when the head had come, by the pool's clock.
         trailers: empty until the end of the body.
     """
 
@@ -36,13 +41,14 @@ class ResponseBody:
         "_is_open",
         "_is_traced",
         "_now",
-        "_opened_at",
         "_pool",
         "_reading",
+        "_record",
         "_request",
         "_switched",
         "_timeout",
         "_trace",
+        "opened_at",
         "trailers",
     )
 
@@ -65,7 +71,8 @@ class ResponseBody:
         self._trace = Tracer.of(request, connection.trace_name)
         self._is_traced = False
         self._now = pool._now  # kept: the pool may move to another event loop, whose clock is another
-        self._opened_at = self._now()
+        self.opened_at = self._now()
+        self._record = claim.record
         self._is_open = True
         self._is_complete = switched
         # A raw lock, only ever tried: it tells a second reader, in a thread or a task, from the first.
@@ -99,21 +106,31 @@ class ResponseBody:
             return await self._receive_traced(self._trace)
         finally:
             self._reading.release()
+            if self._record is not None:
+                self._pool.tell_at_end(self._record)
 
     async def _receive(self) -> bytes:
         connection = self._connection
         try:
             data = await connection.receive_body(self._timeout)
         except LaminaError as error:
+            if self._record is not None:
+                self._record.note_error(self._pool.explain(error, self._request.url.origin))
             self._end(reusable=False)
             raise self._pool.explain(error, self._request.url.origin)  # noqa: B904 - it has its cause already
-        except BaseException:
+        except BaseException as error:
+            if self._record is not None:
+                self._record.note_error(error)
             self._end(reusable=False)
             self._pool.explain_interruption(self._request.url.origin)
             raise
+        if self._record is not None:
+            self._record.size += len(data)
         if connection.has_ended:
             self.trailers.extend(connection.trailers)
             self._is_complete = True
+            if self._record is not None:
+                self._record.note_end_of_body(self._now())
             self._give_back_whole()
         return data
 
@@ -141,6 +158,18 @@ class ResponseBody:
             raise PoolClosed(origin=str(self._request.url.origin), phase="read")
         raise ResponseStateError("the response was closed before its body had been read")
 
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """For what is done with the stream after a switch of protocols: its errors are told as those of the pool."""
+        origin = self._request.url.origin
+        try:
+            yield
+        except LaminaError as error:
+            raise self._pool.explain(error, origin)  # noqa: B904 - it has its cause already
+        except BaseException:
+            self._pool.explain_interruption(origin)
+            raise
+
     @property
     def public_stream(self) -> Any:
         """The network stream that it comes over, as the backend gave it."""
@@ -157,6 +186,7 @@ class ResponseBody:
             if not self._is_open:
                 return
             self._is_closing = True
+            self._note_close()
             if self._must_not_lock:
                 self._end(reusable=False)
                 return
@@ -171,16 +201,28 @@ class ResponseBody:
                 await self._trace.around("response_closed", {**self._connection.extensions}, nothing)
         finally:
             self._reading.release()
+            if self._record is not None:
+                self._pool.tell_at_end(self._record)
 
     def abort(self) -> None:
         """Let go of the connection without farewell. Never waits; may be called by a finaliser."""
         if self._is_open:
+            self._note_close()
             self._end(reusable=False)
+            if self._record is not None:
+                self._pool.tell_at_end(self._record)
+
+    def _note_close(self) -> None:
+        if self._record is not None:
+            self._record.note_reason(
+                ReleaseReason.COMPLETE if self._is_complete else ReleaseReason.CLOSED_EARLY
+            )
 
     def _interrupt_reader(self) -> None:
         if self._guard.acquire(False):  # otherwise the reader is giving the connection up at this moment
             try:
                 if self._is_open:
+                    self._note_close()
                     self._connection.abort()
             finally:
                 self._guard.release()
@@ -220,8 +262,10 @@ class ResponseBody:
         # A constructor that was interrupted has left some of it out.
         if getattr(self, "_is_open", False) and self._claim.is_open:
             # Not left to the claim's own finaliser: whoever records the warning keeps us, and the claim with us.
+            if self._record is not None:
+                self._record.note_reason(ReleaseReason.ABANDONED)
             self._pool._abandon(self._claim)
-            age = self._now() - self._opened_at
+            age = self._now() - self.opened_at
             url = self._request.url
             # Without the query, which may hold secrets.
             path = url.target.partition(b"?")[0].decode("latin-1")

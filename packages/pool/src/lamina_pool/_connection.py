@@ -36,13 +36,16 @@ from lamina_interfaces import (
 
 from ._http11 import BodyData, EndOfResponse, HTTP11Session, InterimResponse, ResponseHead
 from ._io import END, StaleConnectionError
-from ._trace import Tracer
+from ._trace import Tracer, nothing
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lamina_interfaces import BytesLike, Runtime
 
     from ._checks import RequestFraming, Timeouts
     from ._http11 import Headers
+    from ._info import ConnectionFacts
     from ._io import BodySource, Stream
     from ._models import Request
 
@@ -87,12 +90,16 @@ class HTTP11Connection:
         trailers: the fields behind the body of the last response, once it has been read to its end.
         bytes_sent: bytes of the present request that the system has taken for certain.
         bytes_offered: the same, with those of a write that failed, any part of which may have been taken.
+        facts: for the pool, which sets it.
+        on_sent: called when all of a request was sent, before its answer has come; the pool sets it, too.
     """
 
     http_version = "HTTP/1.1"
     trace_name = "http11"
     is_exclusive = True
     capacity = 1
+    facts: ConnectionFacts | None = None
+    on_sent: Callable[[], None] | None = None
 
     def __init__(self, stream: Stream, runtime: Runtime, *, leading: bytes = b"") -> None:
         self.stream = stream
@@ -144,9 +151,13 @@ class HTTP11Connection:
         try:
             trace = Tracer.of(request, self.trace_name)
             if trace is not None:
-                return await self._exchange_traced(trace, request, head, framing, body, timeouts)
+                return await self._exchange_told(trace, request, head, framing, body, timeouts)
             answer = await self._send(head, framing, body, timeouts)
-            return await self._receive_head(timeouts.read) if answer is None else answer
+            if answer is not None:
+                return answer
+            if self.on_sent is not None:
+                self.on_sent()
+            return await self._receive_head(timeouts.read)
         except _NotIdleError as error:
             if body.has_begun:
                 body.put_back(self._first_piece)
@@ -159,6 +170,13 @@ class HTTP11Connection:
     @property
     def _is_reused(self) -> bool:
         return self._session.exchanges > 1
+
+    async def _exchange_told(self, trace: Tracer, *arguments: Any) -> ResponseHead:
+        try:
+            return await self._exchange_traced(trace, *arguments)
+        except BaseException:
+            await trace.around("response_closed", {}, nothing)
+            raise
 
     async def _exchange_traced(
         self,
@@ -183,6 +201,8 @@ class HTTP11Connection:
         await trace.started("receive_response_headers", info)
         try:
             if answer is None:
+                if self.on_sent is not None:
+                    self.on_sent()
                 answer = await self._receive_head(timeouts.read)
         except BaseException as error:
             await trace.failed("receive_response_headers", error)

@@ -153,17 +153,17 @@ def untrusted_bytes() -> ReadError:
     return ReadError("the peer sent bytes before the TLS handshake, which cannot be trusted", phase="tls")
 
 
-def check_backend(backend: object, kind: type, foreign: type) -> None:
-    """Refuse what is no backend, its class, and one of the other world. What merely has the methods will do.
+def check_kind(name: str, value: object, kind: type, foreign: type, method: str) -> None:
+    """Refuse what is no backend (or stream), its class, and one of the other world. What has the method will do.
 
     Raises:
         ArgumentTypeError: it is one of these.
     """
-    if backend is None or isinstance(backend, kind):
+    if isinstance(value, kind):
         return
-    if isinstance(backend, (type, foreign)) or not hasattr(backend, "connect_tcp"):
-        given = f"the class {backend.__name__}" if isinstance(backend, type) else type(backend).__name__
-        raise ArgumentTypeError(f"network_backend must be an instance of {kind.__name__}, not {given}")
+    if isinstance(value, (type, foreign)) or not hasattr(value, method):
+        given = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+        raise ArgumentTypeError(f"{name} must be an instance of {kind.__name__}, not {given}")
 
 
 def describe_pool(pool: object, stats: PoolStats) -> str:

@@ -48,6 +48,7 @@ from lamina_interfaces import (
 from ._faces import pieces_of
 from ._http2 import HTTP2Session
 from ._http2_exchange import HTTP2Exchange
+from ._observing import locked_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from lamina_interfaces import Event, Phase, Runtime
 
     from ._http2 import HTTP2Stream
+    from ._info import ConnectionFacts
     from ._io import Stream
 
 T = TypeVar("T")
@@ -92,10 +94,12 @@ class HTTP2Connection:
         runtime: as given.
         failure: why it is of no more use, or `None`.
         on_change: called, outside of the lock, when `capacity` has changed.
+        facts: for the pool, which sets it.
     """
 
     http_version = "HTTP/2"
     is_exclusive = False
+    facts: ConnectionFacts | None = None
 
     def __init__(
         self,
@@ -641,3 +645,6 @@ def _sooner(seconds: float | None, other: float | None) -> float | None:
 def _is_cancellation(error: BaseException) -> bool:
     """Whether a task is being cancelled, after which a stream has lost nothing."""
     return not isinstance(error, (Exception, KeyboardInterrupt, SystemExit, GeneratorExit))
+
+
+locked_code.add(HTTP2Connection.step.__code__)

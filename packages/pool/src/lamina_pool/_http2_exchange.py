@@ -25,10 +25,13 @@ from ._models import ByteStream
 from ._trace import Tracer, nothing
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ._checks import RequestFraming, Timeouts
     from ._http2 import HTTP2Stream
     from ._http2_connection import HTTP2Connection
     from ._http11 import Headers, ResponseHead
+    from ._info import ConnectionFacts
     from ._io import BodySource
     from ._io import Stream as IOStream
     from ._models import Request
@@ -41,10 +44,12 @@ class HTTP2Exchange:
         waits_since: when it began to wait for what it waited for last.
         is_sending: whether it has more to send than could be sent so far.
         bytes_sent: bytes of the request's body that were handed over, and 1 for its head.
+        on_sent: called when all of the request was sent, before its answer has come; the pool sets it.
     """
 
     trace_name = "http2"
     is_exclusive = False
+    on_sent: Callable[[], None] | None = None
 
     def __init__(self, connection: HTTP2Connection) -> None:
         self.waits_since = float("inf")
@@ -63,6 +68,11 @@ class HTTP2Exchange:
     def stream(self) -> IOStream:
         """The network stream that it shares with others."""
         return self._connection.stream
+
+    @property
+    def facts(self) -> ConnectionFacts | None:
+        """Of the connection."""
+        return self._connection.facts
 
     @property
     def extensions(self) -> dict[str, Any]:
@@ -96,6 +106,21 @@ class HTTP2Exchange:
                 "the server speaks HTTP/2, which knows neither upgrades nor a CONNECT that takes the whole connection"
             )
         trace = Tracer.of(request, self.trace_name)
+        try:
+            return await self._exchange(request, framing, body, timeouts, trace)
+        except BaseException:
+            if trace is not None and self._stream is not None:
+                await trace.around("response_closed", {**self.extensions}, nothing)
+            raise
+
+    async def _exchange(
+        self,
+        request: Request,
+        framing: RequestFraming,
+        body: BodySource,
+        timeouts: Timeouts,
+        trace: Tracer | None,
+    ) -> ResponseHead:
         first: Any = b""
         if trace is None and framing.body != "none" and not framing.expects_continue:
             first = await _next_piece(body)  # which goes out together with the head
@@ -105,14 +130,13 @@ class HTTP2Exchange:
             if body.has_begun:
                 body.put_back(first)
             raise
-        if not self._is_sent:
-            if trace is None:
-                await self._send_body(first, framing, body, timeouts)
-            else:
-                info = {"request": request, **self.extensions}
-                await trace.around("send_request_body", info, self._send_body, first, framing, body, timeouts)
+        if trace is None:
+            await self._send_rest(first, framing, body, timeouts)
         else:
-            await self._connection.flush(self._connection.limit(timeouts.write, "write"))
+            info = {"request": request, **self.extensions}
+            await trace.around("send_request_body", info, self._send_rest, first, framing, body, timeouts)
+        if self.on_sent is not None and not self._has_answer and not self._the_stream.wants_body:
+            self.on_sent()
         if trace is None:
             return await self._receive_head(timeouts.read)
         await trace.started("receive_response_headers", {"request": request, **self.extensions})
@@ -186,6 +210,15 @@ class HTTP2Exchange:
                 session.end_stream(self._stream)
                 self._is_sent = True
         return True
+
+    async def _send_rest(
+        self, piece: Any, framing: RequestFraming, body: BodySource, timeouts: Timeouts
+    ) -> None:
+        """Send what did not go out together with the head."""
+        if self._is_sent:
+            await self._connection.flush(self._connection.limit(timeouts.write, "write"))
+        else:
+            await self._send_body(piece, framing, body, timeouts)
 
     async def _send_body(
         self, piece: Any, framing: RequestFraming, body: BodySource, timeouts: Timeouts

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from lamina_interfaces import BytesLike, LaminaError, Runtime, SocketOption
 
     from ._body import ResponseBody
     from ._checks import RequestFraming, Timeouts
     from ._http11 import Headers, ResponseHead
+    from ._info import ConnectionFacts
     from ._models import Request
 
 
@@ -129,6 +130,14 @@ class Exchange(Protocol):
         ...
 
     @property
+    def facts(self) -> ConnectionFacts | None:
+        """What the pool has found out of the connection when it was open."""
+        ...
+
+    on_sent: Callable[[], None] | None
+    """Called when all of the request was sent, if that is so before the answer has come."""
+
+    @property
     def trailers(self) -> Headers:
         """The fields behind the body, once it has been read to its end."""
         ...
@@ -186,6 +195,9 @@ class Exchange(Protocol):
 
 class Connection(Protocol):
     """A connection of the pool."""
+
+    facts: ConnectionFacts | None
+    """What the pool has found out of it when it was open."""
 
     @property
     def http_version(self) -> str:

@@ -18,6 +18,9 @@ How nothing is lost:
 - A step, or an action, that an exception tore apart is marked as such beforehand. The next step has the scheduler
   compute everything again (`Scheduler.rebuild`).
 - Everything that closes is a plain function that never waits, so no path of an error or a cancellation does.
+
+A listener (`on_event`) is told of it all by `_observing.py`. What it is to be told is noted in the step in which it
+happens, and told when no lock is held: `_tell` stands where a request, or closing, has come to such a place.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ import weakref
 from _thread import RLock, allocate_lock
 from collections import deque
 from functools import partial
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lamina_interfaces import (
@@ -38,6 +42,7 @@ from lamina_interfaces import (
     LaminaError,
     Limit,
     PoolClosed,
+    PoolTimeout,
     chain_clock,
     interruptions,
     open_deadline,
@@ -46,21 +51,36 @@ from lamina_interfaces import (
 from ._body import ResponseBody
 from ._checks import Timeouts, check_request
 from ._dialling import Dialler, LoneDial
+from ._events import ReleaseReason
+from ._info import ConnectionInfo, facts_of, new_connection_id
 from ._io import StaleConnectionError
 from ._models import Request, Response
-from ._scheduler import PRESUMED_STREAMS, Close, GiveUp, Scheduler, SlotState, Waiter, WaiterState
-from ._stats import PooledConnection, PoolStats, snapshot
+from ._observing import CLOSE_REASONS, Observer, is_nested, locked_code
+from ._scheduler import (
+    PRESUMED_STREAMS,
+    Close,
+    CloseReason,
+    GiveUp,
+    Scheduler,
+    SlotState,
+    Waiter,
+    WaiterState,
+)
+from ._stats import OriginStats, PooledConnection, PoolStats, describe_counts, snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from lamina_interfaces import TimeoutException
+    from lamina_interfaces import TimeoutException, TimingSpan
 
     from ._checks import RequestFraming
     from ._dialling import ConnectionKey, DialOptions
+    from ._events import PoolEvent
     from ._http2_connection import HTTP2Connection
     from ._http11 import ResponseHead
+    from ._info import ConnectionFacts
     from ._io import Connection, Exchange, World
+    from ._observing import RequestRecord
     from ._scheduler import Action, Limits, Slot
     from ._urls import Origin
 
@@ -79,7 +99,7 @@ LOOK_SECONDS = 0.1
 class Claim:
     """What one request holds of the pool. Given back once, by `give_back` or by its finaliser."""
 
-    __slots__ = ("_pool", "connection", "is_open", "key", "waiter")
+    __slots__ = ("_pool", "connection", "is_open", "key", "record", "spans", "waiter")
 
     def __init__(self, pool: Pool, key: ConnectionKey) -> None:
         self._pool = pool
@@ -88,6 +108,8 @@ class Claim:
         # First the connection that it has opened, then what the request has of it.
         self.connection: Connection | Exchange | None = None
         self.is_open = True
+        self.record: RequestRecord | None = None  # where there is a listener
+        self.spans: Sequence[TimingSpan] = ()  # of the handshakes with a proxy
 
     def give_back(self, *, reusable: bool, idle_seconds: float | None = None) -> None:
         """Give back whatever it is, in whatever state; the second time nothing is done.
@@ -103,6 +125,7 @@ class Claim:
     def release(self, *, reusable: bool, idle_seconds: float | None = None) -> None:
         """The same, but what is to be done in consequence is left to whoever settles next."""
         pool, waiter = self._pool, self.waiter
+        opened = self.connection
         if reusable:
             # Whoever gets it next must not lose it if we are interrupted and our finaliser comes this way again.
             self.connection = None
@@ -115,7 +138,12 @@ class Claim:
             for connection in (self.connection, granted):
                 if connection is not None:
                     reusable = connection.give_up()
-        pool._step(pool._scheduler.release, waiter, pool._now(), reusable=reusable, idle_seconds=idle_seconds)
+        event = pool._scheduler.release
+        if self.record is None:
+            pool._step(event, waiter, pool._now(), reusable=reusable, idle_seconds=idle_seconds)
+        else:
+            observed = partial(event, reusable=reusable, idle_seconds=idle_seconds)
+            pool._step(pool._end_observed, waiter, observed, self.record, None if reusable else opened)
         pool._sleepers.pop(waiter, None)  # where an interrupt kept it from falling asleep
         self.is_open = False
         self.connection = None
@@ -123,6 +151,8 @@ class Claim:
     def __del__(self) -> None:
         # A constructor that was interrupted has left some of it out.
         if getattr(self, "is_open", False) and self.waiter.state is not WaiterState.NEW:
+            if self.record is not None:
+                self.record.note_reason(ReleaseReason.ABANDONED)
             self._pool._abandon(self)
 
 
@@ -133,12 +163,20 @@ class Pool:
         world: blocking or async.
         limits: for the scheduler.
         options: how to open connections.
+        on_event: the listener, if there is one.
     """
 
-    def __init__(self, world: World, limits: Limits, options: DialOptions) -> None:
+    def __init__(
+        self,
+        world: World,
+        limits: Limits,
+        options: DialOptions,
+        on_event: Callable[[PoolEvent], object] | None = None,
+    ) -> None:
         self._world = world
         self._limits = limits
         self._options = options
+        self._observer = None if on_event is None else Observer(on_event)
         self._reset()
         _pools.add(self)
 
@@ -252,6 +290,8 @@ class Pool:
                 slot.connection.abort()  # only the end of the pool closes what is in use
             else:
                 slot.connection.close_now()
+            if self._observer is not None:
+                self._observer.note_closed(slot.connection, action.reason, self._now())
             self._step(self._scheduler.closed, slot)
         elif isinstance(action, GiveUp):
             lone = self._lone_dials.get(action.slot)
@@ -274,7 +314,11 @@ class Pool:
         if sleeper is not None:
             sleeper.payload.set()
         elif not self._world.is_blocking:
-            self._runtime.run_soon(self._settle)
+            self._runtime.run_soon(self._settle_alone)
+
+    def _settle_alone(self) -> None:
+        self._settle()
+        self._tell()
 
     def _reclaim(self) -> None:
         while True:
@@ -284,10 +328,78 @@ class Pool:
                 return
             if claim.is_open:
                 claim.release(reusable=False)
+                if self._observer is not None:
+                    self._observer.leave(claim.record)
             try:
                 self._abandoned.remove(claim)
             except ValueError:
                 pass  # another thread was faster
+
+    # --- what a listener is told ---------------------------------------------------------------------------
+
+    def _tell(self, record: RequestRecord | None = None) -> None:
+        """Tell what was noted. Called where no lock of ours is held, unless it is from within a step."""
+        if self._observer is None:
+            return
+        if self.is_in_step:
+            # Behind what is put off, and has yet to be noted.
+            self._put_off.append(partial(self._observer.leave, record))
+        else:
+            self._observer.tell(record)
+
+    def tell_at_end(self, record: RequestRecord | None) -> None:
+        """The same, where a finaliser or a signal handler may be the one who closes: perhaps in the midst of a step."""
+        if self._observer is not None and not self.is_in_step and is_nested():
+            self._observer.leave(record)
+        else:
+            self._tell(record)
+
+    def _note_acquired(self, waiter: Waiter, record: RequestRecord) -> Sequence[Action]:
+        slot = waiter.slot
+        if slot is not None and slot.connection is not None:
+            record.note_acquired(slot.connection.facts, waiter.turn, self._now())
+        return ()
+
+    def _let_go_observed(
+        self,
+        waiter: Waiter,
+        event: Callable[..., Sequence[Action]],
+        record: RequestRecord,
+        opened: Connection | Exchange | None,
+    ) -> Sequence[Action]:
+        """Have a request let go of what it holds, by `event`, and note what becomes of its connection.
+
+        Args:
+            waiter: of the request.
+            event: of the scheduler.
+            record: of the request.
+            opened: what it has opened, and closed again, if that was not the pool's yet.
+        """
+        now, reason = self._now(), record.reason or ReleaseReason.FAILED
+        slot, was_granted = waiter.slot, waiter.state is WaiterState.GRANTED
+        record.note_released(reason, now)
+        actions = event(waiter, now)
+        connection: Any = opened
+        if was_granted:
+            connection = slot.connection if slot is not None and slot.state is SlotState.GONE else None
+        if connection is not None and self._observer is not None:
+            self._observer.note_closed(connection, CLOSE_REASONS[reason], now)
+        return actions
+
+    def _end_observed(
+        self,
+        waiter: Waiter,
+        event: Callable[..., Sequence[Action]],
+        record: RequestRecord,
+        opened: Connection | Exchange | None,
+    ) -> Sequence[Action]:
+        actions = self._let_go_observed(waiter, event, record, opened)
+        record.note_end(self._now())
+        return actions
+
+    def _note_sent(self, record: RequestRecord) -> None:
+        record.note_sent(self._now())
+        self._tell(record)
 
     # --- a request -----------------------------------------------------------------------------------------
 
@@ -307,6 +419,8 @@ class Pool:
         key, framing = self._route(request, framing)
         claim = Claim(self, key)
         try:
+            if self._observer is not None:
+                claim.record = self._observer.start(request.method, origin, self._now())
             head, connection = await self._exchange(claim, request, framing, timeouts)
             body = ResponseBody(
                 self, claim, connection, request, timeouts.read, switched=head.switches_protocol
@@ -319,15 +433,28 @@ class Pool:
             else:
                 extensions["network_stream"] = connection.stream.public
             extensions["trailers"] = body.trailers
+            facts: ConnectionFacts = connection.facts  # type: ignore[assignment] # known since it was opened
+            extensions["connection"] = ConnectionInfo(
+                facts, claim.waiter.turn, body.opened_at - facts.opened_at
+            )
+            if claim.record is not None:
+                claim.record.note_head(head.status, body.opened_at)
+                self._tell(claim.record)
             return Response.received(head.status, head.headers, self._world.response_stream(body), extensions)
         except LaminaError as error:
             # A dial that has failed, others should not hope for.
             has_dialled = claim.waiter.state is WaiterState.DIALLING
+            if claim.record is not None:
+                claim.record.note_error(self.explain(error, origin))
             claim.give_back(reusable=claim.connection is None and not has_dialled)
+            self._tell(claim.record)
             # Not by way of a variable, which its traceback would keep in a cycle, and the request with it.
             raise self.explain(error, origin)  # noqa: B904 - it has its cause already
-        except BaseException:
+        except BaseException as error:
+            if claim.record is not None:
+                claim.record.note_error(error)
             claim.give_back(reusable=claim.connection is None)
+            self._tell(claim.record)
             self.explain_interruption(origin)
             raise
 
@@ -342,6 +469,8 @@ class Pool:
         body = self._world.body_source(request.stream)
         try:
             while True:
+                if claim.record is not None:
+                    connection.on_sent = partial(self._note_sent, claim.record)
                 try:
                     head = await connection.send_request(request, framing, body, timeouts)
                 except StaleConnectionError as stale:
@@ -385,19 +514,26 @@ class Pool:
         self, claim: Claim, request: Request, timeouts: Timeouts, limit: Limit, *, fresh: bool
     ) -> Exchange:
         """The claim's connection was dead, and is closed, or others' requests go on there; get another one."""
+        event: Callable[..., Sequence[Action]] = self._scheduler.renew
         if claim.connection is None or claim.connection.is_exclusive:
-            self._step(self._scheduler.replace, claim.waiter, self._now(), fresh=fresh)
+            event = partial(self._scheduler.replace, fresh=fresh)
+        if claim.record is None:
+            self._step(event, claim.waiter, self._now())
         else:
-            self._step(self._scheduler.renew, claim.waiter, self._now())
+            claim.record.reason = ReleaseReason.STALE
+            self._step(self._let_go_observed, claim.waiter, event, claim.record, None)
+            claim.record.reason = None
         claim.connection = None  # not before: nobody may take the dead one for one that was never touched
         self._settle()
         return await self._granted(claim, request, timeouts, limit)
 
     async def _granted(self, claim: Claim, request: Request, timeouts: Timeouts, limit: Limit) -> Exchange:
         """Wait for the scheduler's answer, and do what it says."""
-        waiter = claim.waiter
+        waiter, record = claim.waiter, claim.record
         if waiter in self._sleepers:  # perhaps served already: by the closing of an idle connection
-            await self._sleep_until_served(waiter, limit)
+            await self._sleep_until_served(claim, limit)
+        if record is not None:
+            self._tell(record)
         while waiter.state is WaiterState.DIALLING:
             if self._world.is_blocking or claim.key.protocols[0] != "h2":
                 await self._dial(claim, request, timeouts)
@@ -409,12 +545,18 @@ class Pool:
         connection: Connection = waiter.slot.connection
         exchange = connection.begin()
         claim.connection = exchange
+        if record is not None:
+            self._step(self._note_acquired, waiter, record)
+            self._tell(record)
         return exchange
 
     async def _dial(
         self, claim: Claim, request: Request, timeouts: Timeouts, lone: LoneDial | None = None
     ) -> None:
-        waiter = claim.waiter
+        waiter, record = claim.waiter, claim.record
+        connection_id = new_connection_id()
+        if record is not None:
+            record.note_dial(connection_id, self._now())
         try:
             await self._dialler.dial(claim, request, timeouts, lone)
         except PoolClosed:
@@ -422,6 +564,19 @@ class Pool:
             raise
         self._check_here()
         connection: Any = claim.connection
+        connection.facts = facts_of(
+            connection.stream,
+            connection_id=connection_id,
+            origin=claim.key.origin,
+            http_version=connection.http_version,
+            proxy=None if self._options.proxy is None else self._options.proxy.origin,
+            spans=claim.spans,
+            opened_at=self._now(),
+        )
+        if record is not None:
+            # And told now: once it is the pool's, somebody else may tell of its end.
+            record.note_opened(connection.facts)
+            self._tell(record)
         slot = waiter.slot
         if slot is not None and not connection.is_exclusive:
             if (expected := self._scheduler.expected(claim.key)) is not None:
@@ -438,6 +593,8 @@ class Pool:
         So it survives the cancellation of this request, if anybody else wants it.
         """
         lone = LoneDial(Claim(self, claim.key))
+        if claim.record is not None:
+            lone.claim.record = claim.record.for_lone_dial(self._now())
         self._step(self._scheduler.detach, claim.waiter, lone.claim.waiter, self._now())
         lone.slot = lone.claim.waiter.slot
         self._lone_dials[lone.slot] = lone
@@ -447,7 +604,7 @@ class Pool:
             self._end_lone_dial(
                 lone, claim.waiter, PoolClosed("the event loop is about to end", phase="connect")
             )
-        await self._sleep_until_served(claim.waiter, limit, lone)
+        await self._sleep_until_served(claim, limit, lone)
         failure, lone.failure = lone.failure, None
         if failure is not None and claim.waiter.state is not WaiterState.GRANTED:
             try:
@@ -475,11 +632,14 @@ class Pool:
         lone.failure = failure
         lone.has_ended = True
         self._lone_dials.pop(lone.slot, None)
-        lone.claim.give_back(reusable=failure is None or lone.is_given_up)
+        is_spent = failure is None or lone.is_given_up
+        lone.claim.give_back(reusable=is_spent and lone.claim.connection is None)
+        self._tell(lone.claim.record)
         if opener.payload is not None:
             opener.payload.set()
 
-    async def _sleep_until_served(self, waiter: Waiter, limit: Limit, lone: LoneDial | None = None) -> None:
+    async def _sleep_until_served(self, claim: Claim, limit: Limit, lone: LoneDial | None = None) -> None:
+        waiter, record = claim.waiter, claim.record
         pool_limit, connect_limit = limit, Limit(None, self._now, "connect")
         try:
             while waiter.state is WaiterState.PARKED:
@@ -487,34 +647,50 @@ class Pool:
                     if lone is not None and lone.failure is not None:
                         return
                     limit = pool_limit
+                    if record is not None:
+                        record.note_queued(self._now())
                 else:
                     limit, limit.phase = connect_limit, lone.phase  # its dial has a time limit of its own
+                if record is not None:
+                    self._tell(record)
                 if stalled := self._scheduler.stalled(waiter.key):
-                    await self._look_at(stalled, waiter, limit)
+                    await self._look_at(stalled, claim, limit)
                 elif not await limit.wait_for(waiter.payload, self._runtime) and limit.expired():
-                    raise self._pool_timeout(limit) if limit is pool_limit else limit.error()
+                    raise self._overslept(limit, claim, lone)
                 # First a new alarm, then a look: what is left undone in between is seen by the one or the other.
                 if waiter.payload.is_set():
                     self._step(_no_event, waiter)
                 self._settle()
         except BaseException:
             if limit.expired():
-                limit.interrupted(self._pool_timeout(limit) if limit is pool_limit else None)
+                limit.interrupted(self._overslept(limit, claim, lone))
             raise
         finally:
+            if record is not None:
+                record.note_served(self._now())
             self._sleepers.pop(waiter, None)
             self._settle()  # the alarm may have been meant for anybody
 
-    async def _look_at(self, stalled: list[Slot], waiter: Waiter, limit: Limit) -> None:
+    def _overslept(self, limit: Limit, claim: Claim, lone: LoneDial | None) -> TimeoutException:
+        if lone is None or limit.phase == "pool":
+            return self._pool_timeout(limit, claim)
+        limit.phase = lone.phase  # it has got further since the wait began
+        return limit.error()
+
+    async def _look_at(self, stalled: list[Slot], claim: Claim, limit: Limit) -> None:
         """Connections that may carry nothing for the moment are read by nobody. Whoever waits for them does it."""
-        await Limit(LOOK_SECONDS, self._now, "pool").wait_for(waiter.payload, self._runtime)
+        await Limit(LOOK_SECONDS, self._now, "pool").wait_for(claim.waiter.payload, self._runtime)
         if limit.expired():
-            raise self._pool_timeout(limit)
+            raise self._pool_timeout(limit, claim)
         for slot in stalled:
             await slot.connection.look()
 
-    def _pool_timeout(self, limit: Limit) -> TimeoutException:
-        return limit.error(f"no connection became free: {self._describe_counts()}")
+    def _pool_timeout(self, limit: Limit, claim: Claim) -> TimeoutException:
+        stats = self._look(partial(self._count_with, claim.key))
+        error = limit.error(f"no connection became free: {describe_counts(stats, claim.key.origin)}")
+        if isinstance(error, PoolTimeout):
+            error.stats = stats
+        return error
 
     def explain(self, error: LaminaError, origin: Origin) -> LaminaError:
         """Say which origin it was; and if the pool was closed under the request, say that instead."""
@@ -549,15 +725,17 @@ class Pool:
         self._step(self._scheduler.close)
         self._dialler.close()
         self._settle()
+        self.tell_at_end(None)
 
     def reap(self) -> None:
         """Close the idle connections whose time is over."""
         self._step(self._scheduler.expire, self._now())
         self._settle()
+        self.tell_at_end(None)
 
-    def stats(self) -> PoolStats:
-        """Counts, in constant time."""
-        return self._look(self._count)
+    def stats(self, *, per_origin: bool = False) -> PoolStats:
+        """Counts, in constant time; or in proportion to the number of origins, with a row for each."""
+        return self._look(self._count_all if per_origin else self._count)
 
     def connections(self) -> list[PooledConnection]:
         """What each connection is doing, oldest first."""
@@ -578,30 +756,35 @@ class Pool:
         self._settle()  # what was put off meanwhile
         return found[0]
 
-    def _count(self) -> PoolStats:
+    def _count(self, origins: Mapping[Origin, OriginStats] | None = None) -> PoolStats:
         scheduler = self._scheduler
-        # Whoever has a connection opened by a task of its own waits with the others, and is not one of them.
-        lone = min(len(self._lone_dials), scheduler.waiting)
         return PoolStats(
             connections=scheduler.total,
             active=scheduler.active,
             idle=scheduler.idle,
             connecting=scheduler.dialling,
-            queued=scheduler.waiting - lone,
+            queued=scheduler.queued,
             requests=scheduler.requests,
+            oldest_wait=scheduler.oldest_wait(self._now()),
+            origins={} if origins is None else origins,
         )
+
+    def _count_with(self, key: ConnectionKey) -> PoolStats:
+        return self._count({key.origin: OriginStats(*self._scheduler.counts(key))})
+
+    def _count_all(self) -> PoolStats:
+        origins: dict[Origin, OriginStats] = {}
+        key: Any
+        for key, counts in self._scheduler.all_counts():
+            # Connections of one origin may differ in other things.
+            before = origins.get(key.origin, ())
+            origins[key.origin] = OriginStats(*map(sum, zip_longest(counts, before, fillvalue=0)))
+        return self._count(origins)
 
     @property
     def is_closed(self) -> bool:
         """Whether `close` was called."""
         return self._scheduler.is_closed
-
-    def _describe_counts(self) -> str:
-        stats = self.stats()
-        return (
-            f"connections: {stats.active} active, {stats.connecting} connecting, {stats.idle} idle; "
-            f"requests queued: {stats.queued}"
-        )
 
     def _move(self) -> None:
         """Into the event loop that the caller runs in, if the pool's own has ended. Its connections are lost with it.
@@ -632,6 +815,7 @@ class Pool:
 
     def _begin_anew(self) -> None:
         """Drop everything: in a forked child, where the connections are the parent's, and in another event loop."""
+        now = self._now()  # of the clock by which they were opened
         slots = self._scheduler.slots()
         is_closed = self._scheduler.is_closed
         self._dialler.abort()
@@ -640,6 +824,8 @@ class Pool:
         for slot in slots:
             if slot.connection is not None:
                 slot.connection.abort()  # which, on an inherited socket, only closes our copy
+                if self._observer is not None:
+                    self._observer.note_closed(slot.connection, CloseReason.LOST, now)
             slot.state = SlotState.GONE  # for claims that are left from before
 
     def __del__(self) -> None:
@@ -650,6 +836,10 @@ class Pool:
         for slot in scheduler.slots():
             if slot.connection is not None:
                 slot.connection.abort()
+                if self._observer is not None:
+                    self._observer.note_closed(slot.connection, CloseReason.ABANDONED, self._now())
+        if self._observer is not None:
+            self._observer.leave()
         # Last, since a filter may make an exception of it.
         warnings.warn(self._describe_unclosed(total), ResourceWarning, source=self, stacklevel=1)
 
@@ -666,6 +856,8 @@ def _no_event(_: Waiter | None = None) -> Sequence[Action]:
     return ()
 
 
+locked_code.add(Pool._step.__code__)
+
 # One pool at a time changes its loop; it hardly ever happens.
 _moving = allocate_lock()
 
@@ -676,6 +868,8 @@ _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 def _forget_inherited() -> None:
     for pool in list(_pools):
         pool._world.leave()
+        if pool._observer is not None:
+            pool._observer.forget()
         pool._begin_anew()
 
 

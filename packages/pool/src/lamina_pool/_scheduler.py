@@ -107,7 +107,7 @@ class SlotState(enum.Enum):
 
 
 class CloseReason(enum.Enum):
-    """Why the scheduler wants a connection closed."""
+    """Why a connection is closed."""
 
     EXPIRED = "idle for too long"
     TOO_OLD = "past its maximum age"
@@ -116,6 +116,13 @@ class CloseReason(enum.Enum):
     BROKEN = "not fit for another request"
     RETIRED = "takes no further requests"
     POOL_CLOSED = "the pool is closed"
+    # From here on not the scheduler's: a request has let go of it so, or the pool of all that it had.
+    STALE = "the server had closed it, or sent bytes unasked"
+    FAILED = "a request on it failed"
+    CANCELLED = "a request on it was cancelled or interrupted"
+    CLOSED_EARLY = "a response on it was closed before its end"
+    ABANDONED = "a response on it was forgotten"
+    LOST = "its event loop has ended, or it is the parent process's"
 
 
 class Waiter:
@@ -125,10 +132,21 @@ class Waiter:
         key: what the connection has to fit: origin, and everything else that makes one differ from another.
         state: see `WaiterState`.
         slot: the connection's place, while `GRANTED` or `DIALLING`.
+        turn: which of the requests it is to which that connection was granted, 1 for the first.
         payload: the shell's own: what it needs to wake the waiter.
     """
 
-    __slots__ = ("_expected", "_goes_first", "arrival", "key", "payload", "slot", "state")
+    __slots__ = (
+        "_expected",
+        "_goes_first",
+        "_parked_at",
+        "arrival",
+        "key",
+        "payload",
+        "slot",
+        "state",
+        "turn",
+    )
 
     def __init__(self, key: Hashable, payload: Any = None) -> None:
         self.key = key
@@ -136,8 +154,10 @@ class Waiter:
         self.state = WaiterState.NEW
         self.slot: Slot | None = None
         self.arrival = 0
+        self.turn = 0
         self._expected = 1
         self._goes_first = False
+        self._parked_at = 0.0
 
 
 class Slot:
@@ -147,6 +167,7 @@ class Slot:
         connection: the shell's own object, from `opened` on.
         capacity: how many requests the connection can carry at once; 1 for HTTP/1.1.
         in_use: how many it carries.
+        turns: to how many requests it was granted.
     """
 
     __slots__ = (
@@ -154,6 +175,7 @@ class Slot:
         "_is_detached",
         "_is_given_up",
         "_is_retired",
+        "_opener",
         "_origin",
         "_reason",
         "_retires_at",
@@ -161,6 +183,7 @@ class Slot:
         "connection",
         "in_use",
         "state",
+        "turns",
     )
 
     def __init__(self, origin: _Origin) -> None:
@@ -168,12 +191,14 @@ class Slot:
         self._expires_at = NEVER
         self._retires_at = NEVER
         self._is_detached = False  # whether it is dialled for those who wait
+        self._opener: Waiter | None = None  # who has detached the dial, as long as it waits for that
         self._is_given_up = False
         self._is_retired = False
         self._reason = CloseReason.BROKEN  # if it is retired
         self.connection: Any = None
         self.capacity = 0
         self.in_use = 0
+        self.turns = 0
         self.state = SlotState.DIALLING
 
     @property
@@ -211,6 +236,22 @@ class GiveUp(NamedTuple):
     slot: Slot
 
 
+class OriginCounts(NamedTuple):
+    """What there is of one key. Connections that are being closed are not counted.
+
+    Attributes:
+        active: connections that carry at least one request.
+        idle: open connections that carry nothing.
+        dialling: connections that are being opened.
+        queued: requests in the queue.
+    """
+
+    active: int
+    idle: int
+    dialling: int
+    queued: int
+
+
 Action: TypeAlias = "Wake | Close | GiveUp"
 _NOTHING: Sequence[Action] = ()
 _HOLDING = (WaiterState.GRANTED, WaiterState.DIALLING)
@@ -227,13 +268,17 @@ class _Origin:
     __slots__ = (
         "ahead",
         "blocked",
+        "closing",
         "detached",
+        "dialling",
         "eligible",
         "expected",
+        "idle",
         "inline",
         "key",
         "places",
         "promised",
+        "queued",
         "returned",
         "spare",
         "stalled",
@@ -243,6 +288,10 @@ class _Origin:
         self.key = key
         self.expected = expected  # how many requests a connection to come will carry
         self.places = 0
+        self.dialling = 0  # of the places, as are the next two
+        self.idle = 0
+        self.closing = 0
+        self.queued = 0  # of those who wait, who do not wait for a dial that they have begun
         self.spare: OrderedDict[Slot, None] = OrderedDict()  # a stack: slots with room, last used on top
         self.stalled: dict[Slot, None] = {}  # open, but for the moment may carry nothing
         self.inline = 0  # dials by those who will be the first to use the connection
@@ -256,6 +305,11 @@ class _Origin:
     @property
     def waiting(self) -> int:
         return len(self.returned) + len(self.eligible) + len(self.blocked)
+
+    @property
+    def counts(self) -> OriginCounts:
+        active = self.places - self.dialling - self.idle - self.closing
+        return OriginCounts(active, self.idle, self.dialling, self.queued)
 
     def lacks(self, newcomers: int = 0) -> int:
         """How many more connections it takes to carry all who wait or dial, beside those that are to come."""
@@ -322,6 +376,8 @@ class Scheduler:
         # their places; a connection that idles is closed for the others only.
         self._promised: OrderedDict[Waiter, None] = OrderedDict()
         self._queue: OrderedDict[Waiter, None] = OrderedDict()
+        # All who wait, but for those who wait for a dial that they have begun; who waits longest is the first.
+        self._queued: OrderedDict[Waiter, None] = OrderedDict()
         self._dialling = 0
         self._closing = 0
         self._waiting = 0
@@ -352,8 +408,27 @@ class Scheduler:
 
     @property
     def waiting(self) -> int:
-        """Requests in the queue."""
+        """Requests that wait, for whatever it is."""
         return self._waiting
+
+    @property
+    def queued(self) -> int:
+        """The same without those that wait for a dial which they have begun, and have detached."""
+        return len(self._queued)
+
+    def oldest_wait(self, now: float) -> float:
+        """For how many seconds the first of the `queued` has been waiting; 0.0 if there is none."""
+        oldest = next(iter(self._queued), None)
+        return 0.0 if oldest is None else max(0.0, now - oldest._parked_at)
+
+    def counts(self, key: Hashable) -> OriginCounts:
+        """What there is of one key."""
+        origin = self._origins.get(key)
+        return OriginCounts(0, 0, 0, 0) if origin is None else origin.counts
+
+    def all_counts(self) -> list[tuple[Hashable, OriginCounts]]:
+        """The same for each key of which there is anything. Takes time in proportion to their number."""
+        return [(origin.key, origin.counts) for origin in self._origins.values()]
 
     @property
     def requests(self) -> int:
@@ -428,7 +503,8 @@ class Scheduler:
         elif (spare := self._take_spare(origin, now, actions)) is not None:
             self._grant(waiter, spare)
         else:
-            self._park(waiter, origin, goes_first=True)
+            slot._opener = waiter
+            self._park(waiter, origin, now, goes_first=True, is_queued=False)
         self._settle(origin, actions)
         return actions or _NOTHING
 
@@ -465,6 +541,7 @@ class Scheduler:
             else:
                 self._let_idle(slot, now)
         self._offer(slot, now, actions)
+        self._queue_opener(slot, now)
         self._settle(origin, actions)
         return actions or _NOTHING
 
@@ -493,6 +570,7 @@ class Scheduler:
             if not reusable:
                 slot._origin.expected = 1
             self._remove(slot)
+            self._queue_opener(slot, now)
         elif state is WaiterState.GRANTED and slot is not None and slot.state is SlotState.OPEN:
             slot._is_retired |= not reusable
             self._give_back(slot, now, idle_seconds)
@@ -621,6 +699,7 @@ class Scheduler:
             self._dismiss(abandoned)
         self._origins = {}
         self._idle, self._promised, self._queue = OrderedDict(), OrderedDict(), OrderedDict()
+        self._queued = OrderedDict()
         self._dialling = self._closing = self._waiting = self._requests = 0
         held: dict[Slot | None, int] = {}
         for waiter in list(self._waiters):
@@ -634,6 +713,10 @@ class Scheduler:
             if waiter.state is WaiterState.PARKED:
                 waiter.slot = None
                 self._enqueue(waiter, self._origin_of(waiter.key, waiter._expected))
+        openers = {slot._opener for slot in self._slots if slot.state is SlotState.DIALLING}
+        for waiter in sorted(self._waiters, key=lambda waiter: waiter._parked_at):
+            if waiter.state is WaiterState.PARKED and waiter not in openers:
+                self._join_queued(waiter)
         self._serve_queue([])
         if self.is_closed:
             self.close()
@@ -659,12 +742,14 @@ class Scheduler:
         origin.places += 1
         if slot.state is SlotState.DIALLING:
             self._dialling += 1
+            origin.dialling += 1
             if not slot._is_detached:
                 origin.inline += 1
             elif not slot._is_given_up:
                 origin.detached[slot] = None
         elif slot.state is SlotState.CLOSING:
             self._closing += 1
+            origin.closing += 1
         else:
             slot.in_use = holders
             self._requests += holders
@@ -691,7 +776,7 @@ class Scheduler:
         elif may_dial:
             self._dial(waiter, origin)
         else:
-            self._park(waiter, origin, goes_first=goes_first)
+            self._park(waiter, origin, now, goes_first=goes_first)
 
     def _settle(self, origin: _Origin, actions: list[Action]) -> None:
         """The end of an event: see that nobody waits for what is there."""
@@ -708,19 +793,20 @@ class Scheduler:
                 origin.spare[slot] = None
                 return slot
             if slot.in_use:
-                slot._is_retired = True
+                slot._is_retired, slot._reason = True, reason
             else:
                 self._close(slot, reason, actions)
         return None
 
     def _grant(self, waiter: Waiter, slot: Slot) -> None:
         if slot.in_use == 0:
-            self._idle.pop(slot, None)
+            self._leave_idle(slot)
         slot.in_use += 1
+        slot.turns += 1
         self._requests += 1
         if slot.in_use >= slot.capacity:
             slot._origin.spare.pop(slot, None)
-        waiter.slot = slot
+        waiter.slot, waiter.turn = slot, slot.turns
         waiter.state = WaiterState.GRANTED
 
     def _serve(self, waiter: Waiter, slot: Slot, actions: list[Action]) -> None:
@@ -741,6 +827,12 @@ class Scheduler:
         theirs = slot._expires_at if idle_seconds is None else now + idle_seconds
         slot._expires_at = min(ours, theirs)
         self._idle[slot] = None
+        slot._origin.idle += 1
+
+    def _leave_idle(self, slot: Slot) -> None:
+        if slot in self._idle:
+            del self._idle[slot]
+            slot._origin.idle -= 1
 
     def _dismiss(self, waiter: Waiter) -> bool:
         """The waiter holds nothing any more. Returns whether it was one of ours, and might have."""
@@ -754,6 +846,7 @@ class Scheduler:
         slot = Slot(origin)
         self._slots[slot] = None
         self._dialling += 1
+        origin.dialling += 1
         origin.places += 1
         origin.inline += 1
         waiter.slot = slot
@@ -779,7 +872,7 @@ class Scheduler:
         reason = slot._reason if slot._is_retired else slot._past_its_time(now)
         if reason is None:
             return True
-        slot._is_retired = True
+        slot._is_retired, slot._reason = True, reason
         slot._origin.withdraw(slot)
         if slot.in_use == 0:
             self._close(slot, reason, actions)
@@ -823,12 +916,17 @@ class Scheduler:
         """How many connections the origin lacks and may open, as far as its own limit goes."""
         return min(origin.lacks(newcomers), self.limits.max_connections_per_origin - origin.places)
 
-    def _park(self, waiter: Waiter, origin: _Origin, *, goes_first: bool) -> None:
+    def _park(
+        self, waiter: Waiter, origin: _Origin, now: float, *, goes_first: bool, is_queued: bool = True
+    ) -> None:
         if not (goes_first and waiter.arrival):
             self._arrivals += 1
             waiter.arrival = self._arrivals
         waiter._goes_first = goes_first
+        waiter._parked_at = now
         self._enqueue(waiter, origin)
+        if is_queued:
+            self._join_queued(waiter)
         waiter.slot = None
         waiter.state = WaiterState.PARKED
 
@@ -839,9 +937,23 @@ class Scheduler:
             origin.ahead[waiter] = None
         self._balance(origin)
 
+    def _join_queued(self, waiter: Waiter) -> None:
+        self._queued[waiter] = None
+        self._origins[waiter.key].queued += 1
+
+    def _queue_opener(self, slot: Slot, now: float) -> None:
+        """A dial has ended. If whoever has detached it waits still, it is for what everybody waits for."""
+        opener, slot._opener = slot._opener, None
+        if opener is not None and opener.state is WaiterState.PARKED:
+            opener._parked_at = now
+            self._join_queued(opener)
+
     def _unpark(self, waiter: Waiter) -> None:
         self._waiting -= 1
         origin = self._origins[waiter.key]
+        if waiter in self._queued:
+            del self._queued[waiter]
+            origin.queued -= 1
         if waiter in origin.eligible:
             self._leave_queue(waiter, origin)
         else:
@@ -888,9 +1000,10 @@ class Scheduler:
         was_waited_for = slot in origin.stalled
         slot.state = SlotState.CLOSING
         origin.withdraw(slot)
-        self._idle.pop(slot, None)
+        self._leave_idle(slot)
         self._requests -= slot.in_use
         self._closing += 1
+        origin.closing += 1
         actions.append(Close(slot, reason))
         if was_waited_for:
             self._balance(origin)
@@ -907,6 +1020,7 @@ class Scheduler:
             self._end_dial(slot)
         elif slot.state is SlotState.CLOSING:
             self._closing -= 1
+            slot._origin.closing -= 1
         slot.state = SlotState.GONE
         slot._origin.withdraw(slot)
         slot._origin.places -= 1
@@ -914,6 +1028,7 @@ class Scheduler:
 
     def _end_dial(self, slot: Slot) -> None:
         self._dialling -= 1
+        slot._origin.dialling -= 1
         if slot._is_detached:
             slot._origin.detached.pop(slot, None)  # unless it was given up
         else:

@@ -2,26 +2,49 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from ._scheduler import SlotState
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ._io import Connection
     from ._scheduler import Slot
     from ._urls import Origin
 
 
-class PoolStats(NamedTuple):
-    """How many connections and requests a pool has, at one moment.
+class OriginStats(NamedTuple):
+    """How many connections and requests there are for one origin, at one moment.
+
+    Attributes:
+        active: connections that carry a request.
+        idle: open connections that carry none.
+        connecting: connections being opened.
+        queued: requests that wait for one.
+    """
+
+    active: int
+    idle: int
+    connecting: int
+    queued: int
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStats:
+    """How many connections and requests a pool has, at one moment. Two are equal if the totals are.
 
     Attributes:
         connections: all of them, those being opened and closed included.
         active: connections that carry a request.
         idle: open connections that carry none.
         connecting: connections being opened.
-        queued: requests that wait for one.
+        queued: requests that wait for one. A request whose connection is being opened for itself does not.
         requests: requests that have one. An HTTP/2 connection carries several.
+        oldest_wait: for how many seconds the first of the queued requests has been waiting; 0.0 if there is none.
+        origins: a row for each origin of which there is anything, where that was asked for. The origin of a connection
+            to a proxy that forwards requests is the proxy's.
     """
 
     connections: int
@@ -30,6 +53,23 @@ class PoolStats(NamedTuple):
     connecting: int
     queued: int
     requests: int
+    oldest_wait: float = field(default=0.0, compare=False, repr=False)
+    origins: Mapping[Origin, OriginStats] = field(default_factory=dict, compare=False, repr=False)
+
+
+def describe_counts(stats: PoolStats, origin: Origin) -> str:
+    """What there is of one origin, and in the whole pool, for an error's text."""
+    return (
+        f"connections to {origin}: {_counts(stats.origins[origin])}; "
+        f"in the whole pool: {_counts(stats)}; longest wait: {stats.oldest_wait:.3f} s"
+    )
+
+
+def _counts(stats: PoolStats | OriginStats) -> str:
+    return (
+        f"{stats.active} active, {stats.connecting} connecting, {stats.idle} idle, "
+        f"{stats.queued} requests queued"
+    )
 
 
 class PooledConnection(NamedTuple):

@@ -28,18 +28,18 @@ from lamina_interfaces import (
     load_backend,
 )
 
-from ._checks import build_request
 from ._faces import (
     BodyFace,
     PlainBody,
     StreamFace,
     Switched,
     addresses_of,
-    check_backend,
+    check_kind,
     describe_pool,
     pieces_of,
     untrusted_bytes,
 )
+from ._interfaces import AsyncRequestInterface
 from ._io import END, CallerError
 from ._models import ByteStream
 from ._pool import Pool
@@ -48,16 +48,17 @@ from ._settings import read_settings
 if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable
-    from contextlib import AbstractAsyncContextManager
     from types import TracebackType
     from typing import Self
 
     from lamina_interfaces import BytesLike, Event, Phase, Runtime, SocketOption
 
     from ._body import ResponseBody
-    from ._models import ContentTypes, Extensions, HeaderTypes, Proxy, Request, Response
+    from ._events import PoolEvent
+    from ._lone_suspending import AsyncHTTPConnection
+    from ._models import Proxy, Request, Response
     from ._stats import PooledConnection, PoolStats
-    from ._urls import URL
+    from ._urls import Origin
 
 T = TypeVar("T")
 
@@ -184,6 +185,10 @@ class SuspendingWorld:
         self._closing: set[object] = set()
         self._closed: list[Event] = []
 
+    def another(self) -> SuspendingWorld:
+        """One with the same backend, which may run in another event loop."""
+        return SuspendingWorld(self._backend)
+
     def move(self) -> None:
         runtime = current_runtime()
         if runtime.name == "threads":
@@ -306,7 +311,7 @@ class _Shield:
         return self._block.close(exc_type, exc, traceback) is not None
 
 
-async def _faced(coroutine: Coroutine[Any, Any, T]) -> T:
+async def faced(coroutine: Coroutine[Any, Any, T]) -> T:
     """Await the pool's text; what the caller's own code raised in it comes out as it was."""
     try:
         return await coroutine
@@ -336,14 +341,14 @@ class AsyncResponseStream:
         return self
 
     async def __anext__(self) -> bytes:
-        data = await _faced(self._body.receive())
+        data = await faced(self._body.receive())
         if not data:
             raise StopAsyncIteration
         return data
 
     async def aclose(self) -> None:
         """Let go of the connection, whatever is unread; the second time nothing is done. Frees it when cancelled."""
-        await _faced(self._body.close())
+        await faced(self._body.close())
 
 
 class AsyncSwitchedStream(Switched[AsyncNetworkStream], AsyncNetworkStream, PromptCloser):
@@ -405,28 +410,7 @@ class AsyncSwitchedStream(Switched[AsyncNetworkStream], AsyncNetworkStream, Prom
         self._body.abort()
 
 
-class _RequestContext:
-    """What `AsyncConnectionPool.stream` returns: sends the request when it is entered, closes the response after."""
-
-    __slots__ = ("_pool", "_request", "_response")
-
-    def __init__(self, pool: AsyncConnectionPool, request: Request) -> None:
-        self._pool = pool
-        self._request = request
-        self._response: Response | None = None
-
-    async def __aenter__(self) -> Response:
-        self._response = await self._pool.handle_async_request(self._request)
-        return self._response
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._response is not None:
-            await self._response.aclose()
-
-
-class AsyncConnectionPool:
+class AsyncConnectionPool(AsyncRequestInterface):
     """Sends requests over connections that it keeps for the next ones. For the tasks of one event loop.
 
     Use it as an async context manager, or close it. It belongs to the event loop, of asyncio or trio, in which it is
@@ -464,6 +448,8 @@ class AsyncConnectionPool:
         http2_ping_interval: after so many seconds without a sign of life an HTTP/2 server is sent a PING while a
             request waits for it. `None` for never.
         http2_ping_timeout: seconds that it has to answer; then the connection counts as broken.
+        on_event: called with a `PoolEvent` for each thing that happens, a plain function. It is called in the task
+            of the request, and not awaited, so it should be quick. What it raises goes to `sys.unraisablehook`.
 
     Raises:
         ArgumentValueError, ArgumentTypeError: an argument makes no sense.
@@ -491,6 +477,7 @@ class AsyncConnectionPool:
         age_jitter: float = 0.1,
         http2_ping_interval: float | None = None,
         http2_ping_timeout: float = 20.0,
+        on_event: Callable[[PoolEvent], object] | None = None,
     ) -> None:
         self._world = SuspendingWorld(as_async_backend(network_backend))
         self._pool = Pool(
@@ -513,58 +500,7 @@ class AsyncConnectionPool:
                 max_connection_age=max_connection_age,
                 age_jitter=age_jitter,
             ),
-        )
-
-    async def request(
-        self,
-        method: bytes | str,
-        url: URL | bytes | str,
-        *,
-        headers: HeaderTypes = None,
-        content: ContentTypes = None,
-        extensions: Extensions | None = None,
-    ) -> Response:
-        """Send a request, and read the whole response.
-
-        Args:
-            method: `"GET"` and so on.
-            url: where to.
-            headers: pairs, or a mapping. `Host`, and `Content-Length` or `Transfer-Encoding` for a body, are added
-                where they are missing.
-            content: the body: bytes, or an async iterable of bytes, which is sent in chunks.
-            extensions: `"timeout"` (seconds for `"connect"`, `"read"`, `"write"`, `"pool"`), `"trace"`,
-                `"sni_hostname"`, `"target"`.
-
-        Returns:
-            The response; `response.content` is its body.
-
-        Raises:
-            LaminaError: see `handle_async_request`; and the same from reading the body.
-        """
-        response = await self.handle_async_request(
-            build_request(method, url, headers=headers, content=content, extensions=extensions)
-        )
-        try:
-            await response.aread()
-        finally:
-            await response.aclose()
-        return response
-
-    def stream(
-        self,
-        method: bytes | str,
-        url: URL | bytes | str,
-        *,
-        headers: HeaderTypes = None,
-        content: ContentTypes = None,
-        extensions: Extensions | None = None,
-    ) -> AbstractAsyncContextManager[Response]:
-        """Send a request; an async context manager that gives the response before its body is read, and closes it.
-
-        Args and errors are those of `request`.
-        """
-        return _RequestContext(
-            self, build_request(method, url, headers=headers, content=content, extensions=extensions)
+            on_event,
         )
 
     async def handle_async_request(self, request: Request) -> Response:
@@ -591,7 +527,17 @@ class AsyncConnectionPool:
             reused connection turned out to be dead before any byte of the answer, and the request has a method that
             may be repeated (RFC 9110, section 9.2.2) and a body that can be, or nothing of it had been sent.
         """
-        return await _faced(self._pool.handle_request(request))
+        return await faced(self._pool.handle_request(request))
+
+    def create_connection(self, origin: Origin) -> AsyncHTTPConnection:
+        """A connection of its own, opened as this pool's are, and not one of them: the caller closes it.
+
+        Raises:
+            ArgumentTypeError: it is no `Origin`.
+        """
+        from ._lone_suspending import AsyncHTTPConnection  # which needs this module first
+
+        return AsyncHTTPConnection._of(self._pool, self._world, origin)
 
     async def aclose(self) -> None:
         """Close all connections, without waiting for any peer.
@@ -615,9 +561,16 @@ class AsyncConnectionPool:
         """The connections, oldest first, each as it is at this moment."""
         return self._pool.connections()
 
-    def stats(self) -> PoolStats:
-        """How many connections and requests there are. In constant time."""
-        return self._pool.stats()
+    def stats(self, *, per_origin: bool = False) -> PoolStats:
+        """How many connections and requests there are.
+
+        Args:
+            per_origin: whether to count them for each origin, too.
+
+        Returns:
+            The counts at one moment. In constant time; with `per_origin` in proportion to the number of origins.
+        """
+        return self._pool.stats(per_origin=per_origin)
 
     async def __aenter__(self) -> Self:
         return self
@@ -644,5 +597,6 @@ def as_async_backend(
     """
     if isinstance(backend, AsyncNetworkBackendInterface):
         return async_backend_from_interface(backend)
-    check_backend(backend, AsyncNetworkBackend, NetworkBackend)
+    if backend is not None:
+        check_kind("network_backend", backend, AsyncNetworkBackend, NetworkBackend, "connect_tcp")
     return backend
