@@ -890,7 +890,16 @@ async def test_websockets_of_httpx2(world: World, hypercorn: Server, certificate
 
 # --- proxies -------------------------------------------------------------------------------------------------------
 
-PROXIES = ["tinyproxy", "tinyproxy_auth", "haproxy_https", "microsocks", "microsocks_auth"]
+PROXIES = [
+    "tinyproxy",
+    "tinyproxy_auth",
+    "haproxy_http",
+    "haproxy_https",
+    "stunnel",
+    "microsocks",
+    "microsocks_auth",
+    "danted",
+]
 
 
 def own_proxy(library: Library, proxy: Proxy) -> Any:
