@@ -31,6 +31,8 @@ def main(arguments: list[str], limit: float = LIMIT) -> int:
     if os.name == "nt" or sys.stdin.isatty():
         return subprocess.call(command)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the group ends with this process
+    # What a shell starts in the background ignores it, and so would all that the tests start, and interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     child = subprocess.Popen(command, process_group=0)
     try:
         return child.wait(limit)

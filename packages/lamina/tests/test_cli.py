@@ -10,8 +10,10 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,6 +38,16 @@ from lamina_interfaces import (
 )
 
 COMMAND = [sys.executable, "-X", "dev", "-m", "lamina"]
+
+
+@contextmanager
+def started(*arguments: str, **pipes: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """The command under way. Killed at the end, where a test has failed: on its own a `Popen` would wait for it."""
+    with subprocess.Popen([*COMMAND, *arguments], **pipes) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def run(*arguments: str, **options: object) -> "subprocess.CompletedProcess[bytes]":
@@ -499,9 +511,7 @@ def test_an_error_cannot_command_the_terminal(capfd: pytest.CaptureFixture[str])
 
 
 def test_a_reader_that_has_enough_ends_it_quietly(server: DemoServer) -> None:
-    with subprocess.Popen(
-        [*COMMAND, server.url("/large/50000000")], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
+    with started(server.url("/large/50000000"), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         assert process.stdout.read(5) == bytes(5)
@@ -532,9 +542,7 @@ def test_a_closed_output_is_told_of(server: DemoServer) -> None:
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 def test_an_interrupt_leaves_no_half_file(server: DemoServer, tmp_path: Path) -> None:
     arguments = ["-v", "-o", str(tmp_path / "body"), server.url("/stalled")]
-    with subprocess.Popen(
-        [*COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    ) as process:
+    with started(*arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if line == b"<\n":  # the head is there, and the body will never be
@@ -645,11 +653,8 @@ def test_the_time_limit_is_for_a_pipe_whose_other_end_is_closed(
 def test_the_time_limit_is_for_a_reader_that_stalls_too(server: DemoServer) -> None:
     text = ""
     for limit in LIMITS:
-        with subprocess.Popen(
-            [*COMMAND, "-v", "--timeout", limit, server.url("/large/50000000")],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        ) as process:
+        arguments = ["-v", "--timeout", limit, server.url("/large/50000000")]
+        with started(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             assert process.stderr is not None
             text = process.stderr.read().decode()
             assert process.wait(50) == Exit.TIMEOUT
@@ -672,7 +677,7 @@ def test_a_slow_pipe_gets_all_of_it_within_the_limit(server: DemoServer) -> None
 def test_a_pipe_that_does_not_block_is_waited_for(server: DemoServer) -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    with subprocess.Popen([*COMMAND, server.url("/large/3000000")], stdout=writer) as process:
+    with started(server.url("/large/3000000"), stdout=writer) as process:
         os.close(writer)
         with open(reader, "rb") as file:
             assert file.read() == bytes(3_000_000)
