@@ -43,7 +43,8 @@ COMMAND = [sys.executable, "-X", "dev", "-m", "lamina"]
 @contextmanager
 def started(*arguments: str, **pipes: Any) -> Iterator[subprocess.Popen[bytes]]:
     """The command under way. Killed at the end, where a test has failed: on its own a `Popen` would wait for it."""
-    with subprocess.Popen([*COMMAND, *arguments], **pipes) as process:
+    process: subprocess.Popen[bytes] = subprocess.Popen([*COMMAND, *arguments], **pipes)
+    with process:
         try:
             yield process
         finally:
