@@ -13,7 +13,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -41,10 +40,9 @@ COMMAND = [sys.executable, "-X", "dev", "-m", "lamina"]
 
 
 @contextmanager
-def started(*arguments: str, **pipes: Any) -> Iterator[subprocess.Popen[bytes]]:
+def started(*arguments: str, stdout: int, stderr: int | None = None) -> Iterator[subprocess.Popen[bytes]]:
     """The command under way. Killed at the end, where a test has failed: on its own a `Popen` would wait for it."""
-    process: subprocess.Popen[bytes] = subprocess.Popen([*COMMAND, *arguments], **pipes)
-    with process:
+    with subprocess.Popen([*COMMAND, *arguments], stdout=stdout, stderr=stderr) as process:
         try:
             yield process
         finally:
