@@ -710,14 +710,14 @@ def test_a_context_is_used_as_it_is(library: Library, certificates: Certificates
         library.lamina.HTTPTransport(verify=certificates.authority)
 
 
-@pytest.mark.parametrize(("http1", "http2"), [(True, False), (True, True), (False, True)])
+@pytest.mark.parametrize(("http1", "http2"), [(True, False), (True, True), (False, True), ("", "yes")])
 def test_the_default_context_offers_what_may_be_spoken(
     library: Library,
     certificates: Certificates,
     nginx: Server,
     monkeypatch: pytest.MonkeyPatch,
-    http1: bool,
-    http2: bool,
+    http1: Any,
+    http2: Any,
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(certificates.authority))
     transport = library.lamina.HTTPTransport(http1=http1, http2=http2)
@@ -832,8 +832,9 @@ async def test_cancelling_leaves_nothing_behind(
 SWITCHING = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: echo\r\nConnection: upgrade\r\n\r\nfirst"
 
 
+@pytest.mark.parametrize("is_client", [False, True], ids=["stream closed", "client closed"])
 async def test_a_switched_stream_has_the_errors_that_the_library_expects(
-    world: World, library: Library, fault_server: Callable[..., FaultServer]
+    world: World, library: Library, fault_server: Callable[..., FaultServer], is_client: bool
 ) -> None:
     core: Any = importlib.import_module({"httpx": "httpcore", "httpx2": "httpcore2"}[library.name])
 
@@ -861,7 +862,11 @@ async def test_a_switched_stream_has_the_errors_that_the_library_expects(
             assert stream.get_extra_info("server_addr")[0] == "127.0.0.1"
             with pytest.raises(core.ReadTimeout):
                 await do("read", 100, timeout=SHORT)
-            await do("aclose" if world.is_async else "close")
+            closed = client.real if is_client else stream
+            if world.is_async:
+                await closed.aclose()
+            else:
+                closed.close()
             with pytest.raises(core.ReadError):
                 await do("read", 100)
             with pytest.raises(core.WriteError):

@@ -159,12 +159,6 @@ def test_an_exception_has_the_parents_that_it_has_in_httpcore(name: str) -> None
 # --- models: arguments that are refused, and how things are shown ----------------------------------------------------
 
 
-def consumed_twice(library: Any) -> None:
-    answer = library.Response(200, content=b"x")
-    list(answer.iter_stream())
-    list(answer.iter_stream())
-
-
 REFUSED: dict[str, Callable[[Any], object]] = {
     "url of another type": lambda library: library.URL(1),
     "method of another type": lambda library: library.Request(1, "http://a.test/"),
@@ -940,12 +934,22 @@ def urls(stage: Stage) -> None:
         "http://[::1]:80",
     )
     assert outcomes(lambda library: library.Proxy("http://u:p@a.test").auth) == (None, (b"u", b"p"))
+    for library, is_told in zip(LIBRARIES, (False, True), strict=True):
+        behave = FakeProxy()
+        server = FaultServer(behave)
+        try:
+            with library.HTTPProxy(server.url.replace("http://", "http://u:p@")) as client:
+                client.request("GET", stage.http)
+            assert (b"Proxy-Authorization: Basic dTpw\r\n" in behave.asked[0].head) is is_told
+        finally:
+            server.stop()
 
 
 @shows
 def illegal_requests(stage: Stage) -> None:
     for library, sends, error in (
-        (httpcore, 1, httpcore.RemoteProtocolError),
+        # Of the one or the other kind: whether a part of the request comes after the server has hung up.
+        (httpcore, 1, (httpcore.RemoteProtocolError, httpcore.NetworkError)),
         (lamina, 0, lamina.LocalProtocolError),
     ):
         server = FaultServer(hang_up)
@@ -955,6 +959,72 @@ def illegal_requests(stage: Stage) -> None:
             assert server.accepted == sends
         finally:
             server.stop()
+
+    def framed_twice(library: Any) -> object:
+        headers = {"Content-Length": "2", "Transfer-Encoding": "chunked"}
+        with library.ConnectionPool() as client:
+            return client.request("POST", stage.http, headers=headers, content=b"ab").status
+
+    assert outcomes(framed_twice) == (200, lamina.LocalProtocolError)
+
+
+@shows
+def illegal_responses(stage: Stage) -> None:
+    def answered(library: Any, answer: bytes, method: str = "GET") -> object:
+        """What comes of the second of two requests."""
+
+        def serve(sock: socket.socket) -> None:
+            with suppress(EOFError):
+                while True:
+                    read_head(sock)
+                    sock.sendall(answer)
+
+        server = FaultServer(serve)
+        try:
+            with library.ConnectionPool() as client:
+                client.request(method, server.url)
+                return client.request(method, server.url).status
+        finally:
+            server.stop()
+
+    many = response(b"ok", "X: y\r\n" * 300)
+    assert outcomes(lambda library: answered(library, many)) == (200, lamina.RemoteProtocolError)
+    with_body = response(b"ok")
+    assert outcomes(lambda library: answered(library, with_body, "HEAD")) == (
+        httpcore.RemoteProtocolError,
+        200,
+    )
+
+
+@shows
+def early_close(stage: Stage) -> None:
+    def serve(sock: socket.socket) -> None:
+        read_head(sock)
+        sock.sendall(response(b"ok"))
+        serve_silently(sock)
+
+    server = FaultServer(serve)
+    try:
+        for library, kept in zip(LIBRARIES, (0, 1), strict=True):
+            with library.ConnectionPool() as client:
+                with client.stream("GET", server.url):
+                    pass
+                assert len(client.connections) == kept
+    finally:
+        server.stop()
+
+
+@shows
+def messages(stage: Stage) -> None:
+    def refused(library: Any) -> tuple[bool, bool]:
+        url = f"http://127.0.0.1:{stage.closed}/"
+        try:
+            library.request("GET", url)
+        except library.ConnectError as error:
+            return str(library.ConnectError()) != "", url.strip("/") in str(error)
+        return False, False
+
+    assert outcomes(refused) == ((False, False), (True, True))
 
 
 @shows

@@ -86,13 +86,17 @@ async def opened(world: World, pool: Any, url: str, **options: Any) -> AsyncIter
 # --- a peer ------------------------------------------------------------------------------------------------
 
 
-def consent(head: bytes, accept: bytes | None = None, headers: str = "") -> bytes:
+SWITCH = "Upgrade: WebSocket\r\nConnection: keep-alive, Upgrade\r\n"
+
+
+def consent(head: bytes, accept: bytes | None = None, headers: str = "", switch: str = SWITCH) -> bytes:
     """The answer to a handshake."""
     key = re.search(rb"Sec-WebSocket-Key: *(\S+)", head, re.IGNORECASE)
     assert key is not None, head
-    return (
-        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: WebSocket\r\nConnection: upgrade\r\n"
-        b"Sec-WebSocket-Accept: %b\r\n%b\r\n" % (accept or generate_accept_token(key[1]), headers.encode())
+    return b"HTTP/1.1 101 Switching Protocols\r\n%bSec-WebSocket-Accept: %b\r\n%b\r\n" % (
+        switch.encode(),
+        accept or generate_accept_token(key[1]),
+        headers.encode(),
     )
 
 
@@ -104,15 +108,22 @@ class Peer:
         leading: what goes out together with the 101.
         accept: the key's token, if not the right one.
         headers: of the 101, besides.
+        switch: those of its headers that say to what it switches.
     """
 
     def __init__(
-        self, sock: socket.socket, *, leading: bytes = b"", accept: bytes | None = None, headers: str = ""
+        self,
+        sock: socket.socket,
+        *,
+        leading: bytes = b"",
+        accept: bytes | None = None,
+        headers: str = "",
+        switch: str = SWITCH,
     ) -> None:
         self.sock = sock
         self.head = read_head(sock)
         self.connection = Connection(ConnectionType.SERVER)
-        self.sock.sendall(consent(self.head, accept, headers) + leading)
+        self.sock.sendall(consent(self.head, accept, headers, switch) + leading)
 
     def send(self, event: Event) -> None:
         self.sock.sendall(self.connection.send(event))
@@ -519,6 +530,13 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
         {"headers": "Sec-WebSocket-Extensions: permessage-deflate\r\n"},
         "was not offered",
     ),
+    "another protocol": ({"switch": SWITCH.replace("WebSocket", "h2c")}, "another protocol"),
+    "no protocol": ({"switch": "Connection: Upgrade\r\n"}, "another protocol"),
+    "a switch that its Connection header does not name": (
+        {"switch": "Upgrade: websocket\r\nConnection: close\r\n"},
+        "does not say",
+    ),
+    "no Connection header": ({"switch": "Upgrade: websocket\r\n"}, "does not say"),
     "a subprotocol that nobody offered": ({"headers": "Sec-WebSocket-Protocol: y\r\n"}, "was not offered"),
 }
 

@@ -290,9 +290,10 @@ def test_a_forwarded_request_that_is_refused_has_a_response(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["-x", ""], "names no host"),
+        (["-x", ""], "must name a host"),
         (["-x", "http://user:hunter2/x@proxy.example"], "cannot be taken apart"),
-        (["-x", "http://proxy.example:port"], "cannot be told apart"),
+        (["-x", "http://user:hunter2"], "must name a host"),
+        (["-x", "http://proxy.example:port"], "its port as a number"),
         (["-x", "socks4://proxy.example"], "socks4"),
         (["-x", "socks5h://hunter2@proxy.example"], "password for a SOCKS proxy"),
         (["--proxy-env"], "the environment variable ALL_PROXY: .*'ftp'"),

@@ -173,9 +173,8 @@ class ServerEnd:
     def receive(self, data: bytes) -> None:
         """What the client has sent; frame by frame, so that none is answered when the next has closed its stream."""
         self._incoming += data
-        if not self._has_begun and self._incoming:
-            self._has_begun = True
-            self.h2.initiate_connection()
+        if self._incoming:
+            self._begin()
         while (size := self._frame_size()) and not self.is_over:
             piece = bytes(self._incoming[:size])
             del self._incoming[:size]
@@ -188,6 +187,12 @@ class ServerEnd:
             for event in events:
                 self._take(event)
             self.flush()
+
+    def _begin(self) -> None:
+        """Whatever a server says, its SETTINGS come first."""
+        if not self._has_begun:
+            self._has_begun = True
+            self.h2.initiate_connection()
 
     def _frame_size(self) -> int:
         """How many bytes the preface, or the next frame, has; 0 if it is not here whole."""
@@ -280,6 +285,7 @@ class ServerEnd:
         for asked in list(self.open.values()):
             if asked.id > self.last_id:
                 asked.close()
+        self._begin()
         self.flush()
         self._send(goaway(self.last_id, code))
 

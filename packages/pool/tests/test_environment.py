@@ -283,6 +283,11 @@ SECRET = "hunter2"
         (f"http:/user:{SECRET}@proxy.example", InvalidURL),
         (f"http://user:{SECRET} @proxy.example", InvalidURL),
         (f"http://user\\:{SECRET}@proxy.example", InvalidURL),
+        # The host was forgotten.
+        (f"http://user:{SECRET}", InvalidURL),
+        (f"user:{SECRET}", InvalidURL),
+        (f"http://[{SECRET}]", InvalidURL),
+        (f"http://{SECRET}!^", InvalidURL),
         ("http://", InvalidURL),
         ("http://proxy.example:0", InvalidURL),
         ("http://a..b", InvalidURL),
@@ -346,3 +351,13 @@ def test_credentials_that_are_given_go_before_those_of_the_url() -> None:
     proxy = Proxy("http://user:old@proxy.example", auth=("user", "new"))
     assert proxy.auth == (b"user", b"new")
     assert len(proxy.headers) == 1
+
+
+@pytest.mark.parametrize(
+    "url", [f"http://user:{SECRET}", f"http://user:{SECRET}".encode(), f"http://[{SECRET}]"]
+)
+def test_an_error_shows_nothing_of_a_url_that_may_have_credentials(url: str | bytes) -> None:
+    """What stands in the place of a port may be a password whose host was forgotten."""
+    with pytest.raises(InvalidURL) as caught:
+        Proxy(url)
+    assert SECRET not in "".join(traceback.format_exception(caught.value))

@@ -313,6 +313,21 @@ def test_a_switch_of_protocols_holds_the_connection_until_its_stream_is_closed(j
     assert journal.closings() == ["BROKEN"]
 
 
+@pytest.mark.filterwarnings("ignore:unclosed pool:ResourceWarning")
+def test_a_forgotten_pool_closes_its_connections_at_once_though_there_is_a_listener_I06() -> None:
+    """Nothing that idles leads back to the pool."""
+    gc.collect()
+    gc.disable()
+    try:
+        backend = ScriptedBackend([HEAD, OK])
+        pool = ConnectionPool(network_backend=backend, on_event=Journal())
+        read_all(pool)
+        del pool
+        assert not backend.open_streams
+    finally:
+        gc.enable()
+
+
 # --- what the events say -------------------------------------------------------------------------------------
 
 
@@ -385,6 +400,45 @@ def test_what_is_told_of_tls(journal: Journal) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         info.request_count = 7
     assert pickle.loads(pickle.dumps(info)) == info
+
+
+class OddTLS:
+    def version(self) -> int:
+        raise OSError("no")
+
+    def cipher(self) -> str:
+        return "secret"
+
+    def selected_alpn_protocol(self) -> None:
+        return None
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"timings": [1.0, 2.0]},
+        {"timings": 1.0},
+        {"ssl_object": OddTLS()},
+        {"server_addr": object(), "client_addr": 7},
+    ],
+)
+def test_a_custom_stream_that_tells_of_itself_in_its_own_way_serves_as_well(
+    told: dict[str, Any], journal: Journal
+) -> None:
+    backend = ScriptedBackend([HEAD, OK])
+    connect = backend._connect
+
+    def connect_oddly(dial: Any) -> Any:
+        stream = connect(dial)
+        known = stream.get_extra_info
+        stream.get_extra_info = lambda info: told.get(info) or known(info)  # type: ignore[assignment,method-assign] # a fake
+        return stream
+
+    backend._connect = connect_oddly  # type: ignore[method-assign] # a fake
+    with ConnectionPool(network_backend=backend, on_event=journal) as pool:
+        info = pool.request("GET", URL).extensions["connection"]
+    assert (info.timings, info.tls_version, info.cipher, info.alpn_protocol) == ((), None, None, None)
+    assert journal.story() == SERVED
 
 
 def test_connections_to_a_proxy_that_forwards_are_the_proxys(journal: Journal) -> None:

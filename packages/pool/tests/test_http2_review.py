@@ -12,6 +12,7 @@ import weakref
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import anyio
 import pytest
 
 from lamina_interfaces import (
@@ -27,6 +28,7 @@ from lamina_pool import AsyncConnectionPool
 from lamina_pool._http2_connection import HTTP2Connection
 from lamina_pool._pool import MAX_REFUSALS, _capacity_changed
 from lamina_pool._scheduler import Waiter
+from pool_async_net import checkpoints
 from pool_async_runs import VIRTUAL, Jobs, ask, loop_options, pause, until, url
 from pool_http2_net import (
     Contexts,
@@ -68,6 +70,29 @@ def shared(
 async def chunks(*pieces: bytes) -> AsyncIterator[bytes]:
     for piece in pieces:
         yield piece
+
+
+# --- dials that nobody waits for any more ------------------------------------------------------------------
+
+
+@on_loops
+@pytest.mark.parametrize("turns", range(4))
+async def test_a_dial_that_is_given_up_in_its_last_step_leaves_no_dead_connection_G04(turns: int) -> None:
+    """Its request is cancelled a few turns of the loop before it ends, so it may end before it hears of that."""
+    backend, pool = shared()
+    async with pool:
+        with anyio.CancelScope() as scope:
+
+            async def strike(name: str, _: dict[str, Any]) -> None:
+                if name == "connection.connect_tcp.complete":
+                    scope.cancel()
+                    await checkpoints(turns)
+
+            await pool.request("GET", url(), extensions={"trace": strike})
+        assert scope.cancelled_caught
+        await until(lambda: not pool._pool._lone_dials)
+        assert (await pool.request("POST", url(), content=b"x")).status == 200
+        check_shared(pool, backend)
 
 
 # --- what is sent again ------------------------------------------------------------------------------------

@@ -546,14 +546,19 @@ async def test_closing_it_ends_the_reading_of_a_response(world: World) -> None:
 @everywhere()
 async def test_a_deadline_ends_a_request_and_the_connection(world: World) -> None:
     backend = world.backend(silence)
-    async with world.connection(backend) as connection:
-        with pytest.raises(DeadlineExceeded), deadline(0.02):
-            await connection.get()
-        if world.http2:
-            assert connection.facts == "is_available is_idle"
-        else:
-            assert connection.facts == "is_closed"
-            assert backend.live == 0
+    for _ in range(20):
+        async with world.connection(backend) as connection:
+            with pytest.raises(DeadlineExceeded) as caught, deadline(0.02):
+                await connection.get()
+            if caught.value.phase != "read":
+                continue  # on a busy machine, or while h2 is imported, it may not get so far in time
+            if world.http2:
+                assert connection.facts == "is_available is_idle"
+            else:
+                assert connection.facts == "is_closed"
+                assert backend.live == 0
+            return
+    pytest.fail("no request was sent in time")
 
 
 @pytest.mark.parametrize("name", WORLDS[1:])

@@ -147,11 +147,25 @@ def test_refuses_a_proxy_without_a_host() -> None:
 
 @pytest.mark.parametrize(
     "header",
-    [("X\r\nY", "1"), ("X", "1\r\nProxy-Authorization: x"), ("X", "a\0b"), ("Content-Length", "3")],
+    [
+        ("X\r\nY", "1"),
+        ("X", "1\r\nProxy-Authorization: x"),
+        ("X", "a\0b"),
+        ("Content-Length", "3"),
+        ("Transfer-Encoding", "chunked"),
+        ("upgrade", "h2c"),
+        ("Host", "a b"),
+    ],
 )
 def test_refuses_headers_that_would_be_more_than_one_J03(header: tuple[str, str]) -> None:
+    """Or would ask for something else than a tunnel, or than what a forwarded request asks for."""
     with pytest.raises(LocalProtocolError):
         Proxy(HTTP_PROXY, headers=[header])
+
+
+def test_refuses_two_hosts_J03() -> None:
+    with pytest.raises(LocalProtocolError, match="more than one Host"):
+        Proxy(HTTP_PROXY, headers=[("Host", "a.test"), ("host", "b.test")])
 
 
 def test_headers_that_were_changed_later_are_refused_before_connecting_J03() -> None:
@@ -867,11 +881,10 @@ def test_an_answer_that_is_none_is_the_proxys_fault_E02(name: str, proxy: str, w
     assert played.connection.was_closed
 
 
-def test_101_opens_no_tunnel_even_if_it_was_asked_for(world: str) -> None:
-    proxy = Proxy(HTTP_PROXY, headers=UPGRADE)
-    played = play(world, [[HEAD, SWITCHED]], Ask("https://a.test/"), proxy=proxy)
+def test_101_opens_no_tunnel(world: str) -> None:
+    played = play(world, [[HEAD, SWITCHED]], Ask("https://a.test/"), proxy=Proxy(HTTP_PROXY))
     assert type(played.error) is ProxyError
-    assert played.error.status == 101
+    assert played.error.status is None  # for it cannot be an answer: nobody has asked for an upgrade
 
 
 class Counted:
@@ -1333,6 +1346,13 @@ def test_an_address_that_the_proxy_cannot_reach_is_passed_over(code: int, world:
     assert played.outcome.status == 200
     assert [seen.was_closed for seen in played.connections] == [True, True, False]
     assert played.resolved == [("a.test", 443)]
+
+
+def test_an_address_that_was_found_twice_is_no_reason_to_stop_at_it(world: str) -> None:
+    resolver = Resolver({"a.test": [FIRST, SECOND, FIRST]})
+    scripts = [asked_for(FIRST, 5), asked_for(SECOND, 0, HEAD, OK)]
+    played = play(world, scripts, Ask("https://a.test/"), resolver=resolver, proxy=Proxy(SOCKS5_PROXY))
+    assert played.outcome.status == 200
 
 
 @pytest.mark.parametrize("code", [1, 2, 7, 9])

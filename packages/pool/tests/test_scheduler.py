@@ -897,6 +897,23 @@ def test_a_detached_dial_outlives_the_request_that_began_it() -> None:
     assert (second.state, pool.take_woken(), pool.counts) == (GRANTED, [second], (1, 0, 1, 0, 0))
 
 
+def test_whoever_began_a_dial_and_queues_again_when_that_fails_counts_once() -> None:
+    pool = Pool(max_connections=3)
+    first = pool.ask()
+    dial_waiter = pool.detach(first)
+    second = pool.opened(pool.ask())
+    pool.give_back(second)
+    assert first.state is GRANTED
+    pool.now = 1.0
+    pool.replace(first)
+    assert (first.state, pool.scheduler.queued, pool.scheduler.counts("a").queued) == (PARKED, 1, 1)
+    pool.now = 3.0
+    assert pool.scheduler.oldest_wait(pool.now) == 2.0
+    pool.give_back(dial_waiter, reusable=False)
+    assert first.state is DIALLING
+    assert (pool.scheduler.queued, pool.scheduler.counts("a").queued) == (0, 0)
+
+
 def test_a_detached_dial_serves_the_one_who_began_it_first() -> None:
     pool = Pool(max_connections=1)
     waiters = pool.ask_often(3)

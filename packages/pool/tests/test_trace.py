@@ -166,6 +166,19 @@ def test_an_async_callback_must_not_wait_in_blocking_code(is_hidden: bool) -> No
     assert cleaned_up == [True]
 
 
+def test_nor_while_it_is_ended_for_that() -> None:
+    async def callback(name: str, info: dict[str, Any]) -> None:
+        try:
+            await asyncio.sleep(0)
+        finally:
+            await asyncio.sleep(0)
+
+    tracer = Tracer.of(traced(callback), "connection")
+    assert tracer is not None
+    with pytest.raises(ArgumentTypeError, match="waited for something"):
+        drive(tracer.started("connect_tcp"))
+
+
 def test_a_callback_may_return_any_awaitable() -> None:
     class Ready:
         def __await__(self) -> Iterator[None]:

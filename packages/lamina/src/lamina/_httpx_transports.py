@@ -29,6 +29,7 @@ from lamina_interfaces import (
     LocalProtocolError,
     NetworkError,
     NetworkStream,
+    PoolClosed,
     PoolTimeout,
     ProtocolError,
     ProxyError,
@@ -185,7 +186,8 @@ class Library:
         if cert is not None:
             # Not left to the library: with a path as `verify` one of the two forgets it, and the other refuses.
             context.load_cert_chain(*((cert,) if isinstance(cert, str) else cert))
-        context.set_alpn_protocols(["h2"] * settings.http2 + ["http/1.1"] * settings.http1)
+        spoken = {"h2": settings.http2, "http/1.1": settings.http1}
+        context.set_alpn_protocols([name for name, is_spoken in spoken.items() if is_spoken])
         return context
 
     def _proxy(self, given: Any) -> Proxy:
@@ -244,7 +246,10 @@ class Library:
 
     def _core_class_for(self, error: LaminaError) -> type[Exception] | None:
         kind = type(error)
-        if isinstance(error, DeadlineExceeded):
+        if isinstance(error, PoolClosed):
+            # They know of streams only, and that one may be closed.
+            kind = WriteError if error.phase == "write" else ReadError
+        elif isinstance(error, DeadlineExceeded):
             kind = DEADLINES.get(error.phase or "", TimeoutException)
         found = getattr(importlib.import_module(self._core), kind.__name__, None)
         return None if found is None or isinstance(error, found) else cast("type[Exception]", found)

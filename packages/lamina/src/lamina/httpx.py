@@ -59,6 +59,7 @@ class HTTPTransport(Transport, httpx.BaseTransport):
     Raises:
         ArgumentValueError, ArgumentTypeError: an argument makes no sense, or was given besides `pool`.
         UnsupportedProtocol: HTTP/2 was asked for, and h2 is not installed.
+        InvalidURL: the proxy's host or port cannot exist.
         OSError, ssl.SSLError: a certificate cannot be read.
     """
 

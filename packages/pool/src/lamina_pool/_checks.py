@@ -282,15 +282,28 @@ def check_proxy_headers(headers: list[Header]) -> None:
     """Check what is to be sent to a proxy besides the request: its names and values (RFC 9110, section 5).
 
     Raises:
-        LocalProtocolError: a name or a value has characters that it must not have, or frames a message.
+        LocalProtocolError: a name or a value has characters that it must not have, or would make another message of
+            the one that it goes into.
     """
+    has_host = False
     for name, value in headers:
         if not _is_token(name):
             raise LocalProtocolError(f"illegal name of a proxy header, {name!r}: it must be a token")
         if not _is_value(value):
             raise LocalProtocolError(f"illegal value of proxy header {name!r}")
-        if name.lower() in {b"content-length", b"transfer-encoding"}:
-            raise LocalProtocolError(f"a proxy header cannot be {name!r}: CONNECT has no body")
+        lowered = name.lower()
+        if lowered in {b"content-length", b"transfer-encoding", b"upgrade"}:
+            raise LocalProtocolError(
+                f"a proxy header cannot be {name!r}: it would change what CONNECT, or a forwarded request, means"
+            )
+        if lowered == b"host":
+            if has_host:
+                raise LocalProtocolError("more than one Host among the proxy headers")
+            if not _is_host(value):
+                raise LocalProtocolError(
+                    "illegal Host among the proxy headers: it must be a host, with or without a port"
+                )
+            has_host = True
 
 
 def _refuse_scheme(scheme: bytes) -> None:

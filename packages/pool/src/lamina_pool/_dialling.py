@@ -29,6 +29,7 @@ from lamina_interfaces import (
 )
 
 from ._connection import HTTP11Connection
+from ._info import spans_of
 from ._proxies import UNREACHABLE, forwarded, open_socks, open_tunnel, route_of, within_proxy
 from ._ssl import shared_ssl_context
 from ._trace import MASK, Tracer
@@ -90,7 +91,7 @@ class _Dial:
     """A connection in the making, so that closing the pool can end it."""
 
     __slots__ = (
-        "_block", "info", "key", "leading", "phase", "proxy_ssl_context", "spans", "ssl_context", "stream"
+        "_block", "_has_ended", "info", "key", "leading", "phase", "proxy_ssl_context", "spans", "ssl_context", "stream"
     )  # fmt: skip
 
     def __init__(self, runtime: Runtime, key: ConnectionKey) -> None:
@@ -98,6 +99,7 @@ class _Dial:
         self.key = key
         # Over when this object has gone, should an interrupt keep it from being closed.
         self._block = DeadlineBlock(None, runtime=runtime)
+        self._has_ended = False
         self.ssl_context: ssl.SSLContext | None = None
         self.proxy_ssl_context: ssl.SSLContext | None = None
         self.stream: Stream | None = None
@@ -115,12 +117,11 @@ class _Dial:
             self.abort()
         error = self._block.close(exc_type, exc, traceback) or exc
         if isinstance(error, DeadlineExceeded) and error.deadline is self._block.deadline:
-            raise PoolClosed(
-                "the pool was closed while connecting", phase=error.phase or "connect"
-            ) from error
+            raise _closed(error.phase or "connect") from error
 
     def end(self) -> None:
         """By another thread or task."""
+        self._has_ended = True
         self._block.deadline.reschedule(0.0)
         self.abort()
 
@@ -128,10 +129,18 @@ class _Dial:
         if self.stream is not None:
             self.stream.abort()
 
+    def check(self) -> None:
+        """The last step is done. A task that was on its way out of it may not have been stopped by `end`.
+
+        Raises:
+            PoolClosed: it was ended, and its stream is of no use.
+        """
+        if self._has_ended:
+            raise _closed(self.phase)
+
     def timings(self) -> tuple[TimingSpan, ...]:
         """The steps that are done."""
-        public = () if self.stream is None else self.stream.get_extra_info("timings") or ()
-        return (*public, *self.spans)
+        return (*(() if self.stream is None else spans_of(self.stream)), *self.spans)
 
     async def advance(
         self, trace: Tracer | None, name: str, info: dict[str, Any], step: Callable[..., Awaitable[Stream]]
@@ -147,6 +156,10 @@ class _Dial:
         """Keep what a step makes before anybody is told of it, who might raise. Returns what is to be told."""
         self.stream = await step(*arguments)
         return self.stream.public
+
+
+def _closed(phase: Phase) -> PoolClosed:
+    return PoolClosed("the pool was closed while connecting", phase=phase)
 
 
 class LoneDial:
@@ -362,6 +375,7 @@ class Dialler:
                     await self._start_tls(dial, dial.ssl_context, request, limit, "connection")
             else:
                 await self._connect_by_way_of(proxy, dial, request, limit, clock)
+            dial.check()
         except BaseException as error:
             dial.abort()
             if isinstance(error, ConnectTimeout) and timeout is not None:

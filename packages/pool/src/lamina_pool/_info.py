@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lamina_interfaces import TimingSpan
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from lamina_interfaces import TimingSpan
 
     from ._io import Stream
     from ._urls import Origin
@@ -61,7 +61,7 @@ def facts_of(
     """
     ssl_object = stream.get_extra_info("ssl_object")
     cipher = _told_by(ssl_object, "cipher")
-    timings = (*(stream.get_extra_info("timings") or ()), *spans)
+    timings = (*spans_of(stream), *spans)
     return ConnectionFacts(
         id=connection_id,
         origin=origin,
@@ -70,17 +70,29 @@ def facts_of(
         local_address=stream.get_extra_info("client_addr"),
         proxy=proxy,
         tls_version=_told_by(ssl_object, "version"),
-        cipher=None if cipher is None else cipher[0],
+        cipher=cipher[0] if isinstance(cipher, tuple) else None,
         alpn_protocol=_told_by(ssl_object, "selected_alpn_protocol"),
         timings=tuple(sorted(timings, key=lambda span: span.start)),
         opened_at=opened_at,
     )
 
 
+# A custom stream may have something of its own in these places, or nothing. No request fails for that.
+
+
+def spans_of(stream: Stream) -> tuple[TimingSpan, ...]:
+    """The steps of its making, as far as a stream tells."""
+    told = stream.get_extra_info("timings")
+    spans = told if isinstance(told, (tuple, list)) else ()
+    return tuple(span for span in spans if isinstance(span, TimingSpan))
+
+
 def _told_by(ssl_object: Any, name: str) -> Any:
-    # A custom stream may have something of its own in that place, or nothing.
-    method = getattr(ssl_object, name, None)
-    return None if method is None else method()
+    try:
+        told = getattr(ssl_object, name)()
+    except Exception:  # noqa: BLE001 - see above; and without TLS there is none
+        return None
+    return told if isinstance(told, (str, tuple)) else None
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -368,7 +368,8 @@ class Proxy:
     Raises:
         ArgumentTypeError: an argument has the wrong type, or its text is not ASCII.
         InvalidURL: the URL cannot be taken apart.
-        LocalProtocolError: a header cannot be sent: an illegal character, or one that frames a message.
+        LocalProtocolError: a header cannot be sent: an illegal character, a second Host, or one that would change what
+            CONNECT, or a forwarded request, means (Content-Length, Transfer-Encoding, Upgrade).
     """
 
     url: URL
@@ -403,7 +404,7 @@ class Proxy:
 
 
 def _take_credentials(url: URL | bytes | str) -> tuple[URL, tuple[bytes, bytes] | None]:
-    if not isinstance(url, (bytes, str)) or ("@" not in url if isinstance(url, str) else b"@" not in url):
+    if not isinstance(url, (bytes, str)):
         return enforce_url(url, "url"), None
     place: URL | None = None
     credentials = None
@@ -412,12 +413,14 @@ def _take_credentials(url: URL | bytes | str) -> tuple[URL, tuple[bytes, bytes] 
         credentials = user_information(url)
     except InvalidURL:
         pass
-    if place is None or credentials is None:
-        # Without the words of that error: what it takes for a host or a path may be a part of the password.
+    is_astray = credentials is None and ("@" in url if isinstance(url, str) else b"@" in url)
+    if place is None or is_astray:
+        # Without the words of that error: what it takes for a host, a port or a path may be a part of the password.
         raise InvalidURL(
-            "the proxy's URL cannot be taken apart; percent-encode special characters in user name and password"
+            "the proxy's URL cannot be taken apart: it must name a host, and its port as a number if it has one; "
+            "percent-encode special characters in user name and password"
         )
-    return place, credentials if any(credentials) else None
+    return place, credentials if credentials is not None and any(credentials) else None
 
 
 def _basic(user: bytes, password: bytes) -> bytes:

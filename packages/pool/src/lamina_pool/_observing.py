@@ -8,7 +8,10 @@ The listener is the caller's own code: it may be slow, raise, wait for a lock, u
 - A finaliser or a signal handler can close a response in the midst of a step, of this pool or another one, or while the
   listener is called; it may hold a lock of its own then. What there would be to tell is left to whoever tells something
   next, which is the interrupted code itself, as a rule.
-- What the listener raises goes to `sys.unraisablehook`, and the request goes on.
+- So is what comes of requests that the listener itself sends: all of it together, once such a request is over, or two
+  threads might tell one request's events at the same time. Others who use its connection meanwhile may be told first.
+- What the listener raises goes to `sys.unraisablehook`, and the request goes on. What an exception such as
+  KeyboardInterrupt keeps from being told is left to others, too, but for the one event that it hits.
 
 A pool without a listener has no `Observer`, and its requests no `RequestRecord`: no event is made and no clock is read.
 """
@@ -131,17 +134,18 @@ class Observer:
     def note_closed(self, connection: Connection, reason: CloseReason, now: float) -> None:
         """A connection is closed; the second time nothing is noted. May be called in a step."""
         facts = connection.facts
-        if facts is not None and self._open.pop(facts.id, None) is not None:
-            self._line.append(
-                ConnectionClosed(
-                    at=now,
-                    origin=facts.origin,
-                    connection_id=facts.id,
-                    reason=reason,
-                    duration=now - facts.opened_at,
-                    request_count=connection.exchanges,
-                )
-            )
+        if facts is None:
+            return
+        event = ConnectionClosed(
+            at=now,
+            origin=facts.origin,
+            connection_id=facts.id,
+            reason=reason,
+            duration=now - facts.opened_at,
+            request_count=connection.exchanges,
+        )
+        if self._open.pop(facts.id, None) is not None:
+            self._line.append(event)
 
     # --- telling -------------------------------------------------------------------------------------------
 
@@ -154,24 +158,39 @@ class Observer:
         if _is_telling():
             self.leave(record)
             return
-        while _left:  # first, since it is older
-            try:
-                observer, line = _left.popleft()
-            except IndexError:
-                break  # another thread was faster
-            observer._call_with(line)
-        for line in self._lines(record):
-            if line:
-                self._call_with(line)
+        try:
+            while _left:  # first, since it is older
+                try:
+                    observer, line = _left.popleft()
+                except IndexError:
+                    break  # another thread was faster
+                observer._call_with_left(line)
+            if record is not None:
+                self._call_with(record.line)
+            self._call_with(self._line)
+        finally:
+            self.leave(record)  # what an exception has kept from being told
 
     def leave(self, record: RequestRecord | None = None) -> None:
-        """Leave it to whoever tells something next."""
-        _left.extend((self, line) for line in self._lines(record))
+        """Leave it to whoever tells something next; of a request that is not over nothing, its own thread will."""
+        if record is not None and record.has_ended:
+            self.leave_line(record.line)
+        self.leave_line(self._line)
 
-    def _lines(self, record: RequestRecord | None) -> tuple[deque[PoolEvent], ...]:
-        return (self._line,) if record is None else (record.line, self._line)
+    def leave_line(self, line: deque[PoolEvent]) -> None:
+        """Leave these."""
+        if line:
+            _left.append((self, line))
+
+    def _call_with_left(self, line: deque[PoolEvent]) -> None:
+        try:
+            self._call_with(line)
+        finally:
+            self.leave_line(line)
 
     def _call_with(self, line: deque[PoolEvent]) -> None:
+        if not line:
+            return
         me = get_ident()
         try:
             _telling.add(me)
@@ -197,6 +216,7 @@ class RequestRecord:
 
     Attributes:
         line: what was noted, and not yet told.
+        has_ended: whether nothing more will be.
         reason: why it lets go of its connection, as soon as that is known.
         size: bytes of the body that have come.
     """
@@ -208,7 +228,6 @@ class RequestRecord:
         "_dials_since",
         "_error",
         "_facts",
-        "_has_ended",
         "_head_at",
         "_is_lone",
         "_observer",
@@ -219,6 +238,7 @@ class RequestRecord:
         "_sent_at",
         "_started_at",
         "_tries_since",
+        "has_ended",
         "line",
         "reason",
         "size",
@@ -240,7 +260,7 @@ class RequestRecord:
         self._acquired_at = self._head_at = 0.0
         self._sent_at: float | None = None
         self._error: str | None = None
-        self._has_ended = False
+        self.has_ended = False
         self.line: deque[PoolEvent] = deque()
         self.reason: ReleaseReason | None = None
         self.size = 0
@@ -307,17 +327,16 @@ class RequestRecord:
 
     def note_opened(self, facts: ConnectionFacts) -> None:
         self._note_steps(facts.timings, facts.origin)
-        self._observer.note_open(facts)
-        self.line.append(
-            ConnectionOpened(
-                at=facts.opened_at,
-                origin=facts.origin,
-                request_id=self._request_id,
-                connection_id=facts.id,
-                duration=facts.opened_at - self._dials_since,
-                connection=ConnectionInfo(facts, 0, 0.0),
-            )
+        event = ConnectionOpened(
+            at=facts.opened_at,
+            origin=facts.origin,
+            request_id=self._request_id,
+            connection_id=facts.id,
+            duration=facts.opened_at - self._dials_since,
+            connection=ConnectionInfo(facts, 0, 0.0),
         )
+        self._observer.note_open(facts)
+        self.line.append(event)
 
     def _note_steps(self, timings: Iterable[TimingSpan], origin: Origin) -> None:
         for span in timings:
@@ -339,20 +358,19 @@ class RequestRecord:
         """In a step, so that it is not closed meanwhile. One that is closed already was never acquired."""
         if not self._observer.is_open(facts):
             return
-        self._facts = facts
+        event = ConnectionAcquired(
+            at=now,
+            origin=facts.origin,
+            request_id=self._request_id,
+            connection_id=facts.id,
+            wait=now - self._asked_at,
+            queued=self._queued,
+            reused=turn > 1,
+        )
         self._acquired_at = now
         self._sent_at = None
-        self.line.append(
-            ConnectionAcquired(
-                at=now,
-                origin=facts.origin,
-                request_id=self._request_id,
-                connection_id=facts.id,
-                wait=now - self._asked_at,
-                queued=self._queued,
-                reused=turn > 1,
-            )
-        )
+        self._facts = facts
+        self.line.append(event)
 
     def note_sent(self, now: float) -> None:
         if self._facts is not None:
@@ -420,33 +438,39 @@ class RequestRecord:
 
     def note_released(self, reason: ReleaseReason, now: float) -> None:
         """It lets go of its connection, if it has one. In the step in which somebody else may get it."""
-        facts, self._facts = self._facts, None
-        if facts is not None:
-            self.line.append(
-                ConnectionReleased(
-                    at=now,
-                    origin=facts.origin,
-                    request_id=self._request_id,
-                    connection_id=facts.id,
-                    reason=reason,
-                    duration=now - self._acquired_at,
-                )
+        if self._facts is not None:
+            event = ConnectionReleased(
+                at=now,
+                origin=self._facts.origin,
+                request_id=self._request_id,
+                connection_id=self._facts.id,
+                reason=reason,
+                duration=now - self._acquired_at,
             )
+            self._facts = None
+            self.line.append(event)
         self._asked_at, self._queued = now, 0.0
 
     def note_end(self, now: float) -> None:
         """The request is over; the second time nothing is noted."""
-        if not (self._has_ended or self._is_lone):
-            self._has_ended = True
-            self.line.append(
-                RequestEnded(
-                    at=now,
-                    origin=self._origin,
-                    request_id=self._request_id,
-                    duration=now - self._started_at,
-                    error=self._error,
-                )
-            )
+        if self.has_ended:
+            return
+        event = RequestEnded(
+            at=now,
+            origin=self._origin,
+            request_id=self._request_id,
+            duration=now - self._started_at,
+            error=self._error,
+        )
+        self.has_ended = True
+        if not self._is_lone:
+            self.line.append(event)
+
+    def __del__(self) -> None:
+        # What an exception has kept from being told. One that was interrupted in its making has no line.
+        line = getattr(self, "line", None)
+        if line:
+            self._observer.leave_line(line)
 
 
 def is_nested() -> bool:

@@ -81,21 +81,42 @@ class Meter(Protocol):
 
 
 class _Connection:
-    """An open connection, as far as events have told of it."""
+    """A connection, as far as events have told of it. Threads may tell of it in any order."""
 
-    __slots__ = ("attributes", "holders", "version")
+    __slots__ = ("age", "attributes", "holders", "version", "was_opened")
 
-    def __init__(self, info: ConnectionInfo) -> None:
+    def __init__(self) -> None:
+        self.version: dict[str, Any] = {}
+        self.attributes: dict[str, Any] = {}
+        self.holders = 0
+        self.was_opened = False
+        self.age: float | None = None  # once it is closed
+
+    def open(self, info: ConnectionInfo) -> None:
         self.version = {"network.protocol.version": info.http_version.removeprefix("HTTP/")}
         self.attributes = {**_server(info.origin), **self.version}
         peer = info.peer_address
         if peer:
             self.attributes["network.peer.address"] = str(peer[0] if isinstance(peer, tuple) else peer)
-        self.holders = 0
+        self.was_opened = True
+
+    def hold(self, change: int) -> None:
+        self.holders += change
+
+    def close(self, age: float) -> None:
+        self.age = age
 
     @property
-    def state(self) -> str:
-        return ACTIVE if self.holders else IDLE
+    def is_over(self) -> bool:
+        """Whether there is nothing to remember: no holder, and it is not just one half of opened and closed."""
+        return not self.holders and self.was_opened is (self.age is not None)
+
+    @property
+    def state(self) -> str | None:
+        """In which it counts; `None` if it does not count, or no longer."""
+        if not self.was_opened or self.age is not None:
+            return None
+        return ACTIVE if self.holders > 0 else IDLE
 
 
 class _Request:
@@ -162,12 +183,12 @@ class OpenTelemetryMetrics:
         if action is not None:
             action(event)
 
-    # --- connections: an event of one that is not known comes after its end, and is no longer of interest ---
+    # --- connections ---------------------------------------------------------------------------------------
 
     def _note_opened(self, event: ConnectionOpened) -> None:
-        connection = _Connection(event.connection)
-        self._connections[event.connection_id] = connection
-        self._count(connection, IDLE, 1)
+        connection = self._change(event.connection_id, lambda connection: connection.open(event.connection))
+        if connection.age is not None:
+            self._age.record(connection.age, connection.attributes)
 
     def _note_acquired(self, event: ConnectionAcquired) -> None:
         connection = self._hold(event.connection_id, 1)
@@ -175,30 +196,34 @@ class OpenTelemetryMetrics:
         if request is not None:
             request.queued_at = None
             if event.queued > 0.0:
-                version = {} if connection is None else connection.version
-                self._in_queue.record(event.queued, {**request.attributes, **version})
+                self._in_queue.record(event.queued, {**request.attributes, **connection.version})
 
     def _note_released(self, event: ConnectionReleased) -> None:
         self._hold(event.connection_id, -1)
 
     def _note_closed(self, event: ConnectionClosed) -> None:
-        with self._lock:
-            connection = self._connections.pop(event.connection_id, None)
-        if connection is not None:
-            self._count(connection, connection.state, -1)
+        connection = self._change(event.connection_id, lambda connection: connection.close(event.duration))
+        if connection.was_opened:
             self._age.record(event.duration, connection.attributes)
 
-    def _hold(self, connection_id: int, change: int) -> _Connection | None:
+    def _hold(self, connection_id: int, change: int) -> _Connection:
+        return self._change(connection_id, lambda connection: connection.hold(change))
+
+    def _change(self, connection_id: int, change: Callable[[_Connection], None]) -> _Connection:
         with self._lock:
-            connection = self._connections.get(connection_id)
-            if connection is None:
-                return None
+            connection = self._connections.get(connection_id) or _Connection()
             before = connection.state
-            connection.holders += change
+            change(connection)
             after = connection.state
+            if connection.is_over:
+                self._connections.pop(connection_id, None)
+            else:
+                self._connections[connection_id] = connection
         if before != after:
-            self._count(connection, before, -1)
-            self._count(connection, after, 1)
+            if before is not None:
+                self._count(connection, before, -1)
+            if after is not None:
+                self._count(connection, after, 1)
         return connection
 
     def _count(self, connection: _Connection, state: str, change: int) -> None:

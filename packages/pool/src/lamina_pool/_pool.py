@@ -382,6 +382,8 @@ class Pool:
         connection: Any = opened
         if was_granted:
             connection = slot.connection if slot is not None and slot.state is SlotState.GONE else None
+        elif not hasattr(connection, "begin"):
+            connection = None  # after an interrupt: what a request had of a shared connection, which lives
         if connection is not None and self._observer is not None:
             self._observer.note_closed(connection, CLOSE_REASONS[reason], now)
         return actions
@@ -493,6 +495,7 @@ class Pool:
                         await body.aclose()
                         body = self._world.body_source(request.stream)
                 else:
+                    connection.on_sent = None  # which leads back here, and the pool to an idle connection
                     return head, connection
         finally:
             await body.aclose()

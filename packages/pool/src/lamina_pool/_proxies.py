@@ -246,7 +246,7 @@ async def open_tunnel(
         await trace.complete(
             "receive_response_headers", (head.http_version, head.status, head.reason, head.headers)
         )
-    if not 200 <= head.status < 300:  # nor is 101 a tunnel, whatever the proxy's own headers ask for
+    if not 200 <= head.status < 300:
         refusal = ProxyError(
             f"{head.status} {_printable(head.reason)}: the proxy {proxy.origin} did not open a tunnel",
             phase="proxy",

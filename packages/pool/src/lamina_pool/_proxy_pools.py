@@ -37,11 +37,12 @@ def _http_proxy(
     ssl_context: ssl.SSLContext | None,
 ) -> Proxy:
     checked = enforce_headers(headers, "proxy_headers")
-    return Proxy(_url(url, b"http", b"https"), auth=_auth(auth), headers=checked, ssl_context=ssl_context)
+    proxy = Proxy(_url(url), auth=_auth(auth), headers=checked, ssl_context=ssl_context)
+    return _speaking(proxy, b"http", b"https")
 
 
 def _socks_proxy(url: URL | bytes | str, auth: tuple[bytes | str, bytes | str] | None) -> Proxy:
-    return Proxy(_url(url, b"socks5", b"socks5h"), auth=_auth(auth))
+    return _speaking(Proxy(_url(url), auth=_auth(auth)), b"socks5", b"socks5h")
 
 
 def _auth(given: tuple[bytes | str, bytes | str] | None) -> tuple[bytes | str, bytes | str] | None:
@@ -51,22 +52,26 @@ def _auth(given: tuple[bytes | str, bytes | str] | None) -> tuple[bytes | str, b
     return given
 
 
-def _url(given: URL | bytes | str, *schemes: bytes) -> URL:
-    url = enforce_url(given, "proxy_url")
-    if url.scheme not in schemes:
+def _url(given: URL | bytes | str) -> URL | bytes | str:
+    # Text is left to `Proxy`, which takes the credentials from it.
+    return given if isinstance(given, (bytes, str)) else enforce_url(given, "proxy_url")
+
+
+def _speaking(proxy: Proxy, *schemes: bytes) -> Proxy:
+    if proxy.url.scheme not in schemes:
         expected = " or ".join(scheme.decode("ascii") for scheme in schemes)
         raise UnsupportedProtocol(
-            f"proxy_url must have the scheme {expected} here, not {url.scheme.decode('latin-1')!r}"
+            f"proxy_url must have the scheme {expected} here, not {proxy.url.scheme.decode('latin-1')!r}"
         )
-    return url
+    return proxy
 
 
 class HTTPProxy(ConnectionPool):
     """A `ConnectionPool` that sends requests through an HTTP proxy.
 
     Args:
-        proxy_url: of the proxy, `"http://127.0.0.1:8080/"`.
-        proxy_auth: user name and password for it.
+        proxy_url: of the proxy, `"http://127.0.0.1:8080/"`. Text or bytes may have the credentials, as for `Proxy`.
+        proxy_auth: user name and password for it; those of the URL if `None`.
         proxy_headers: sent to the proxy itself.
         ssl_context: for https origins.
         proxy_ssl_context: for the connection to the proxy, where its scheme is `https`.
@@ -115,8 +120,8 @@ class SOCKSProxy(ConnectionPool):
     """A `ConnectionPool` that sends requests through a SOCKS5 proxy. Needs the extra `socks`.
 
     Args:
-        proxy_url: of the proxy, `"socks5://127.0.0.1:1080/"`.
-        proxy_auth: user name and password for it.
+        proxy_url: of the proxy, `"socks5://127.0.0.1:1080/"`. Text or bytes may have the credentials, as for `Proxy`.
+        proxy_auth: user name and password for it; those of the URL if `None`.
 
         The others are those of `ConnectionPool`.
 
@@ -154,8 +159,8 @@ class AsyncHTTPProxy(AsyncConnectionPool):
     """An `AsyncConnectionPool` that sends requests through an HTTP proxy.
 
     Args:
-        proxy_url: of the proxy, `"http://127.0.0.1:8080/"`.
-        proxy_auth: user name and password for it.
+        proxy_url: of the proxy, `"http://127.0.0.1:8080/"`. Text or bytes may have the credentials, as for `Proxy`.
+        proxy_auth: user name and password for it; those of the URL if `None`.
         proxy_headers: sent to the proxy itself.
         ssl_context: for https origins.
         proxy_ssl_context: for the connection to the proxy, where its scheme is `https`.
@@ -204,8 +209,8 @@ class AsyncSOCKSProxy(AsyncConnectionPool):
     """An `AsyncConnectionPool` that sends requests through a SOCKS5 proxy. Needs the extra `socks`.
 
     Args:
-        proxy_url: of the proxy, `"socks5://127.0.0.1:1080/"`.
-        proxy_auth: user name and password for it.
+        proxy_url: of the proxy, `"socks5://127.0.0.1:1080/"`. Text or bytes may have the credentials, as for `Proxy`.
+        proxy_auth: user name and password for it; those of the URL if `None`.
 
         The others are those of `AsyncConnectionPool`.
 

@@ -944,7 +944,7 @@ class Scheduler:
     def _queue_opener(self, slot: Slot, now: float) -> None:
         """A dial has ended. If whoever has detached it waits still, it is for what everybody waits for."""
         opener, slot._opener = slot._opener, None
-        if opener is not None and opener.state is WaiterState.PARKED:
+        if opener is not None and opener.state is WaiterState.PARKED and opener not in self._queued:
             opener._parked_at = now
             self._join_queued(opener)
 

@@ -14,6 +14,7 @@ lists appear. The callback belongs to the caller, and gets everything as it is.
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lamina_interfaces import ArgumentTypeError, running_runtime
@@ -148,7 +149,8 @@ def _ran_to_its_end(awaitable: Awaitable[object]) -> bool:
     except StopIteration:
         return True
     if hasattr(steps, "close"):
-        steps.close()
+        with suppress(RuntimeError):  # where it waits even while it is ended
+            steps.close()
     return False
 
 
