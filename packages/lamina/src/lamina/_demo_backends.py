@@ -184,7 +184,9 @@ def on_threads(scene: Scene) -> Findings:
     def deadline() -> Cut:
         phase = None
         with pool(max_connections=1) as cut:
-            cut.request("GET", scene.url("/number/0"))  # so that nothing is left to do within the limit but to wait
+            cut.request(
+                "GET", scene.url("/number/0")
+            )  # so that nothing is left to do within the limit but to wait
             begin = time.monotonic()
             try:
                 with lamina.timeout(LIMIT):
