@@ -714,6 +714,8 @@ class Pool:
         """A connection can carry more, or fewer, requests at once than before; or takes no more."""
         self._step(self._look_at_capacity, slot, connection, self._now())
         self._settle()
+        # Nobody else may come by: perhaps the farewell of a request that was given up has failed.
+        self.tell_at_end(None)
 
     def _look_at_capacity(self, slot: Slot, connection: HTTP2Connection, now: float) -> Sequence[Action]:
         # Within the step, or of two threads the one with the older number might come last.
