@@ -305,7 +305,7 @@ class FakeProxy:
 
     def cut(self) -> None:
         """End all tunnels on the client's side, without a word of TLS."""
-        for sock in self._tunnels:
+        for sock in tuple(self._tunnels):  # others may be opened meanwhile
             with suppress(OSError):
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
 

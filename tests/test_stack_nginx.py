@@ -109,10 +109,10 @@ async def test_large_bodies_come_whole(
 ) -> None:
     async with world.pool(ssl_context=certificates.client) as pool:
         body = os.urandom(1 << 20) * 4
-        (nginx.root / "large").write_bytes(body)
-        async with pool.stream("GET", f"{url}/large") as got:
+        (nginx.root / "whole").write_bytes(body)
+        async with pool.stream("GET", f"{url}/whole") as got:
             assert b"".join([piece async for piece in got.aiter_stream()]) == body
-        assert (await pool.request("GET", f"{url}/large")).content == body
+        assert (await pool.request("GET", f"{url}/whole")).content == body
         assert pool.stats() == PoolStats(1, 0, 1, 0, 0, 0)
 
 
