@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 from lamina_interfaces import ConcurrencyError, Limit, PromptWriter, WriteError
-from pool_http2_server import Asked, ServerEnd
+from pool_http2_server import INTERNAL_ERROR, REFUSED_STREAM, Asked, ServerEnd
 from pool_loopback import MemoryBackend, MemoryStream, wait_on
 
 if TYPE_CHECKING:
@@ -16,6 +17,31 @@ if TYPE_CHECKING:
 
 def echo(asked: Asked) -> None:
     asked.respond()
+
+
+def moody(seed: int, *, refuses: float = 0.03, says_goodbye: float = 0.005) -> Callable[[Asked], None]:
+    """A server for many threads that resets now and then, refuses, says goodbye: with or without the last request."""
+    chance = random.Random(seed)
+    lock = threading.Lock()
+    resets = refuses + 0.02
+
+    def answer(asked: Asked) -> None:
+        with lock:
+            mood = chance.random()
+        if mood < refuses:
+            asked.reset(REFUSED_STREAM)
+        elif mood < resets:
+            asked.respond(b"some", ends=False)
+            asked.reset(INTERNAL_ERROR)
+        elif mood < resets + says_goodbye:
+            asked.server.goaway(asked.id)
+            asked.respond()
+        elif mood < resets + 2 * says_goodbye:
+            asked.server.goaway(max(0, asked.id - 2))
+        else:
+            asked.respond()
+
+    return answer
 
 
 class SharedStream(MemoryStream):

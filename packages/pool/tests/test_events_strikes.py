@@ -7,7 +7,6 @@ began ends once. Nobody is told of anything twice.
 from __future__ import annotations
 
 import gc
-import random
 import threading
 from functools import partial
 from itertools import cycle
@@ -32,8 +31,8 @@ from lamina_pool import (
     _scheduler,
 )
 from pool_helpers import HEAD, OK, ScriptedBackend
-from pool_http2_blocking import HTTP2Backend
-from pool_http2_server import INTERNAL_ERROR, MAX_CONCURRENT_STREAMS, REFUSED_STREAM, Asked
+from pool_http2_blocking import HTTP2Backend, moody
+from pool_http2_server import INTERNAL_ERROR, MAX_CONCURRENT_STREAMS, Asked
 from pool_journal import Journal
 from pool_loopback import MemoryBackend, MemoryStream, Worker, echo
 from pool_proxies import PASSWORD, REPLY, SOCKS_PROXY, USER, WORLDS, Ask, connect_to, play, socks
@@ -190,32 +189,9 @@ def test_what_was_left_and_is_interrupted_again_is_told_by_the_next_one() -> Non
 # --- threads -----------------------------------------------------------------------------------------------
 
 
-def moody(seed: int) -> Callable[[Asked], None]:
-    chance = random.Random(seed)
-    lock = threading.Lock()
-
-    def serve(asked: Asked) -> None:
-        with lock:
-            mood = chance.random()
-        if mood < 0.05:
-            asked.reset(REFUSED_STREAM)
-        elif mood < 0.07:
-            asked.respond(b"some", ends=False)
-            asked.reset(INTERNAL_ERROR)
-        elif mood < 0.08:
-            asked.server.goaway(asked.id)
-            asked.respond()
-        elif mood < 0.09:
-            asked.server.goaway(max(0, asked.id - 2))
-        else:
-            asked.respond()
-
-    return serve
-
-
 def test_threads_that_share_connections_are_told_of_each_end_once_H01() -> None:
     """The events of one request come in their order; those of two threads about one connection need not."""
-    backend = HTTP2Backend(moody(3), settings={MAX_CONCURRENT_STREAMS: 6})
+    backend = HTTP2Backend(moody(3, refuses=0.05, says_goodbye=0.01), settings={MAX_CONCURRENT_STREAMS: 6})
     journal = Journal()
 
     def work(name: int) -> None:

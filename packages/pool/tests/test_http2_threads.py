@@ -27,11 +27,9 @@ from lamina_pool import (
     _pool,
     _scheduler,
 )
-from pool_http2_blocking import HTTP2Backend, SharedStream
+from pool_http2_blocking import HTTP2Backend, SharedStream, moody
 from pool_http2_server import (
-    INTERNAL_ERROR,
     MAX_CONCURRENT_STREAMS,
-    REFUSED_STREAM,
     Asked,
 )
 from pool_loopback import Worker, until
@@ -67,30 +65,6 @@ def frequent_switches() -> Iterator[None]:
 
 def make_pool(backend: HTTP2Backend) -> ConnectionPool:
     return ConnectionPool(network_backend=backend, max_connections=CONNECTIONS, http1=False, http2=True)
-
-
-def moody(seed: int) -> Any:
-    """A server that resets now and then, refuses, says goodbye."""
-    chance = random.Random(seed)
-    lock = threading.Lock()
-
-    def answer(asked: Asked) -> None:
-        with lock:
-            mood = chance.random()
-        if mood < 0.03:
-            asked.reset(REFUSED_STREAM)
-        elif mood < 0.05:
-            asked.respond(b"some", ends=False)
-            asked.reset(INTERNAL_ERROR)
-        elif mood < 0.055:
-            asked.server.goaway(asked.id)
-            asked.respond()
-        elif mood < 0.06:
-            asked.server.goaway(max(0, asked.id - 2))
-        else:
-            asked.respond()
-
-    return answer
 
 
 @pytest.mark.parametrize("is_custom", [False, True], ids=["prompt", "custom"])
