@@ -914,6 +914,21 @@ def test_whoever_began_a_dial_and_queues_again_when_that_fails_counts_once() -> 
     assert (pool.scheduler.queued, pool.scheduler.counts("a").queued) == (0, 0)
 
 
+def test_whoever_waits_for_the_second_dial_it_began_does_not_queue_when_the_first_one_ends() -> None:
+    pool = Pool(max_connections=2)
+    first, second = pool.ask(), pool.opened(pool.ask())
+    first_dial = pool.detach(first)
+    third = pool.ask()
+    assert states([first, third]) == [PARKED, PARKED]
+    pool.give_back(second, reusable=False)
+    assert states([first, third]) == [DIALLING, PARKED]
+    pool.detach(first)
+    pool.give_back(third)
+    assert (first.state, pool.scheduler.queued) == (PARKED, 0)
+    pool.give_back(first_dial, reusable=False)
+    assert (first.state, pool.scheduler.queued, pool.scheduler.counts("a").queued) == (PARKED, 0, 0)
+
+
 def test_a_detached_dial_serves_the_one_who_began_it_first() -> None:
     pool = Pool(max_connections=1)
     waiters = pool.ask_often(3)

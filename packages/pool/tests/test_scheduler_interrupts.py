@@ -204,8 +204,9 @@ class Shell:
         assert s.idle == sum(slot.is_idle for slot in slots)
         assert s.active == counts[SlotState.OPEN] - s.idle
         assert s.waiting == len(parked)
-        openers = {slot._opener for slot in slots if slot.state is SlotState.DIALLING}
-        assert set(s._queued) == set(parked) - openers
+        assert set(s._queued) == {
+            waiter for waiter in parked if not (waiter._awaits and waiter._awaits.state is SlotState.DIALLING)
+        }
         waits = [waiter._parked_at for waiter in s._queued]
         assert waits == sorted(waits)
         assert len(slots) <= s.limits.max_connections

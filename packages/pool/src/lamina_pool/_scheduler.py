@@ -137,6 +137,7 @@ class Waiter:
     """
 
     __slots__ = (
+        "_awaits",
         "_expected",
         "_goes_first",
         "_parked_at",
@@ -155,6 +156,7 @@ class Waiter:
         self.slot: Slot | None = None
         self.arrival = 0
         self.turn = 0
+        self._awaits: Slot | None = None  # the dial that it has detached, as long as it waits for that
         self._expected = 1
         self._goes_first = False
         self._parked_at = 0.0
@@ -191,7 +193,7 @@ class Slot:
         self._expires_at = NEVER
         self._retires_at = NEVER
         self._is_detached = False  # whether it is dialled for those who wait
-        self._opener: Waiter | None = None  # who has detached the dial, as long as it waits for that
+        self._opener: Waiter | None = None  # who has detached the dial
         self._is_given_up = False
         self._is_retired = False
         self._reason = CloseReason.BROKEN  # if it is retired
@@ -504,7 +506,7 @@ class Scheduler:
             self._grant(waiter, spare)
         else:
             slot._opener = waiter
-            self._park(waiter, origin, now, goes_first=True, is_queued=False)
+            self._park(waiter, origin, now, goes_first=True, awaits=slot)
         self._settle(origin, actions)
         return actions or _NOTHING
 
@@ -713,9 +715,9 @@ class Scheduler:
             if waiter.state is WaiterState.PARKED:
                 waiter.slot = None
                 self._enqueue(waiter, self._origin_of(waiter.key, waiter._expected))
-        openers = {slot._opener for slot in self._slots if slot.state is SlotState.DIALLING}
         for waiter in sorted(self._waiters, key=lambda waiter: waiter._parked_at):
-            if waiter.state is WaiterState.PARKED and waiter not in openers:
+            awaited = waiter._awaits
+            if waiter.state is WaiterState.PARKED and not (awaited and awaited.state is SlotState.DIALLING):
                 self._join_queued(waiter)
         self._serve_queue([])
         if self.is_closed:
@@ -917,15 +919,16 @@ class Scheduler:
         return min(origin.lacks(newcomers), self.limits.max_connections_per_origin - origin.places)
 
     def _park(
-        self, waiter: Waiter, origin: _Origin, now: float, *, goes_first: bool, is_queued: bool = True
+        self, waiter: Waiter, origin: _Origin, now: float, *, goes_first: bool, awaits: Slot | None = None
     ) -> None:
         if not (goes_first and waiter.arrival):
             self._arrivals += 1
             waiter.arrival = self._arrivals
         waiter._goes_first = goes_first
         waiter._parked_at = now
+        waiter._awaits = awaits
         self._enqueue(waiter, origin)
-        if is_queued:
+        if awaits is None:
             self._join_queued(waiter)
         waiter.slot = None
         waiter.state = WaiterState.PARKED
@@ -944,7 +947,8 @@ class Scheduler:
     def _queue_opener(self, slot: Slot, now: float) -> None:
         """A dial has ended. If whoever has detached it waits still, it is for what everybody waits for."""
         opener, slot._opener = slot._opener, None
-        if opener is not None and opener.state is WaiterState.PARKED and opener not in self._queued:
+        if opener is not None and opener.state is WaiterState.PARKED and opener._awaits is slot:
+            opener._awaits = None
             opener._parked_at = now
             self._join_queued(opener)
 
