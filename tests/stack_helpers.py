@@ -246,9 +246,17 @@ def open_sockets() -> set[str]:
     return {name for name in names if name.startswith("socket:")}
 
 
+def assert_no_sockets_since(before: set[str]) -> None:
+    """No socket is open that was not before. The threads of test servers have some seconds to close theirs."""
+    end = time.monotonic() + 10.0
+    while (left := open_sockets() - before) and time.monotonic() < end:
+        threading.Event().wait(0.01)
+    assert not left, left
+
+
 @pytest.fixture
 def no_socket_left() -> Iterator[None]:
     """Fails a test after which more sockets are open than before."""
     before = open_sockets()
     yield
-    assert not open_sockets() - before
+    assert_no_sockets_since(before)

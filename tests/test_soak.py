@@ -26,7 +26,7 @@ import trio
 
 from lamina_pool import AsyncConnectionPool, ConnectionPool
 from lamina_sync_backend import SyncBackend
-from stack_helpers import open_sockets
+from stack_helpers import assert_no_sockets_since, open_sockets
 from stack_worlds import ASYNC, World
 
 if TYPE_CHECKING:
@@ -291,7 +291,7 @@ def test_a_thousand_cancellations_on_real_sockets_G02(name: str, server: EchoSer
     world = World(name)
     before = open_sockets()
     world.run(churn, world, server.url, 1_000, 7)
-    assert not open_sockets() - before
+    assert_no_sockets_since(before)
 
 
 @pytest.mark.soak
@@ -305,4 +305,4 @@ def test_100_000_cancellations_on_real_sockets_G02(
     before = open_sockets()
     with capsys.disabled():
         print(f"\n{world.run(churn, world, server.url, 100_000, 7)}")
-    assert not open_sockets() - before
+    assert_no_sockets_since(before)

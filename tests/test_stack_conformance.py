@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from stack_conformance import CHECKS
-from stack_helpers import open_sockets
+from stack_helpers import assert_no_sockets_since, open_sockets
 
 OURS = ("SyncBackend", "AsyncioBackend", "AnyIOBackend", "TrioBackend", "AutoBackend")
 """Backends to which every rule applies."""
@@ -17,7 +17,7 @@ def test_a_backend_keeps_its_contract(name: str) -> None:
     report = CHECKS[name]()
     report.raise_for_failures()
     assert report.passed
-    assert not open_sockets() - before
+    assert_no_sockets_since(before)
     if name.partition(" on ")[0] in OURS:
         left_out = [result.detail for result in report.not_applicable]
         assert [reason for reason in left_out if "only Linux" not in reason] == []

@@ -10,7 +10,7 @@ from functools import cache
 import pytest
 
 from stack_faults import FAULTS, Fault, Outcome, outcome
-from stack_helpers import open_sockets
+from stack_helpers import assert_no_sockets_since, open_sockets
 from stack_worlds import ASYNC, World
 
 SCALES = (1.0, 10.0, 100.0)
@@ -37,7 +37,7 @@ def test_a_fault_is_the_error_that_the_table_says(name: str) -> None:
         if is_right(fault, found):
             break
     assert is_right(fault, found), found
-    assert not open_sockets() - before
+    assert_no_sockets_since(before)
 
 
 @pytest.mark.parametrize("world_name", ASYNC)
@@ -51,4 +51,4 @@ def test_a_fault_is_the_same_error_as_on_the_blocking_backend(name: str, world_n
         if found == wanted:
             break
     assert found == wanted
-    assert not open_sockets() - before
+    assert_no_sockets_since(before)

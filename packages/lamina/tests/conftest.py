@@ -1,5 +1,6 @@
 """Servers on loopback, and an authority that signs for them."""
 
+import os
 import socket
 import ssl
 from collections.abc import Iterator
@@ -8,11 +9,17 @@ from typing import Any
 
 import pytest
 import trustme
+from hypothesis import settings
 
 from dialect_worlds import WORLDS, World
 from lamina._demo_server import DemoServer
 
 HOSTS = ("localhost", "127.0.0.1", "www.example.com", "demo.test")
+
+# The same examples every time; `HYPOTHESIS_PROFILE=long` searches anew.
+settings.register_profile("short", deadline=None, derandomize=True)
+settings.register_profile("long", deadline=None, max_examples=10_000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
 
 
 @pytest.fixture(scope="session")
