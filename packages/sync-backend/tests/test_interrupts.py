@@ -17,7 +17,7 @@ import pytest
 import lamina_interfaces
 import lamina_sync_backend
 from lamina_interfaces import ConnectError, ReadError, ResolvedAddress, WriteError, WriteTimeout
-from lamina_sync_backend import SyncBackend
+from lamina_sync_backend import SyncBackend, _transport
 from sync_peers import (
     PATIENCE,
     Peer,
@@ -316,6 +316,34 @@ def test_a_child_may_neither_read_nor_write_nor_handshake() -> None:
         with pytest.raises(BlockingIOError):
             theirs.recv(1)
         assert stream.read(timeout=30) == b"for the parent"
+
+
+@pytest.mark.parametrize("operation", ["read", "write", "write_until_readable"])
+def test_an_interrupt_before_the_first_wait_leaves_the_next_one_whole(
+    operation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A poll object that waits for nothing would be kept."""
+
+    class Interrupting:
+        def register(self, fd: int, eventmask: int, /) -> None:
+            raise KeyboardInterrupt
+
+    ours, theirs = socket.socketpair()
+    with lamina_sync_backend.SyncStream(ours) as stream, theirs:
+        argument = () if operation == "read" else (bytes(10_000_000),)
+        with monkeypatch.context() as patch:
+            patch.setattr(_transport, "new_poll", Interrupting)
+            with pytest.raises(KeyboardInterrupt):
+                getattr(stream, operation)(*argument, timeout=PATIENCE)
+        stream._transport.half_sent = False  # or a second write would be refused
+        theirs.send(b"answer")
+        if operation == "read":
+            assert stream.read(timeout=PATIENCE) == b"answer"
+        elif operation == "write":
+            with pytest.raises(WriteTimeout):
+                stream.write(bytes(10_000_000), timeout=0.1)
+        else:
+            assert stream.write_until_readable(b"question", timeout=PATIENCE) == 0
 
 
 @pytest.mark.usefixtures("no_trace")

@@ -31,8 +31,9 @@ from lamina_interfaces import (
     close_deadline,
     open_deadline,
 )
-from lamina_sync_backend import SyncBackend, SyncStream
+from lamina_sync_backend import SyncBackend, SyncStream, _transport
 from lamina_sync_backend._transport import READING, Look, User
+from lamina_sync_backend._waiting import Poll, new_poll
 from sync_peers import PATIENCE, Peer, drain, echo, in_thread, open_fds, silent, tries, until
 
 Pair = tuple[SyncStream, socket.socket]
@@ -128,6 +129,33 @@ def test_a_small_answer_is_received_by_one_call_and_a_bulk_without_waiting() -> 
         stream._transport._read_poll = None  # a wait would make a new one
         stream.read(32 * 1024)
         assert stream._transport._read_poll is None
+
+
+def test_waiting_makes_no_new_poll_object_each_time(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, peer = pair
+    made = []
+
+    def counting() -> Poll:
+        made.append(new_poll())
+        return made[-1]
+
+    monkeypatch.setattr(_transport, "new_poll", counting)
+    for _ in range(3):
+        assert stream.get_extra_info("is_readable") is False
+        assert stream.write_until_readable(b"question") == 8
+        peer.send(b"answer")
+        assert stream.read() == b"answer"
+    assert len(made) == 2, "one to read, and one to write while listening"
+
+
+def test_an_interruptible_write_looks_before_it_sends(pair: Pair) -> None:
+    """On a connection that is used again, what is there already answers nothing that is to come."""
+    stream, peer = pair
+    peer.send(b"408")
+    assert stream.write_until_readable(b"question") == 0
+    assert stream.read() == b"408"
+    peer.close()
+    assert stream.write_until_readable(b"question") == 0
 
 
 def test_the_peers_end_is_empty_and_stays_so(pair: Pair) -> None:

@@ -85,6 +85,41 @@ def test_tls_carries_bytes_both_ways_and_tells_its_facts(
         assert "TLS" in repr(stream)
 
 
+class Counting(socket.socket):
+    def recv(self, size: int, *flags: int) -> bytes:
+        self.__dict__.setdefault("asked", []).append(size)
+        return super().recv(size, *flags)
+
+
+def test_the_socket_is_asked_for_as_much_as_the_caller_wants_and_not_in_vain() -> None:
+    with Peer(tls_echo()) as peer:
+        plain = socket.create_connection(("127.0.0.1", peer.port))
+        sock = Counting(fileno=plain.detach())
+        with SyncStream(sock) as stream:
+            stream.start_tls(client_context(), NAME, timeout=30)
+            stream.write(b"x", timeout=30)
+            assert stream.read(timeout=30) == b"x"  # and the tickets
+            sock.__dict__["asked"].clear()
+            for _ in range(3):
+                assert stream.get_extra_info("is_readable") is False
+            assert sock.__dict__["asked"] == []
+            stream.write(b"y", timeout=30)
+            assert stream.read(1, timeout=30) == b"y"
+            stream.write(bytes(100_000), timeout=30)
+            assert stream.read(200_000, timeout=30)
+            assert sock.__dict__["asked"][0] == 65536
+            assert sock.__dict__["asked"][-1] == 200_000
+
+
+def test_an_interruptible_write_over_tls_looks_before_it_sends(backend: SyncBackend) -> None:
+    with Peer(tls_echo()) as peer, connect(backend, peer) as stream:
+        stream.start_tls(client_context(), NAME, timeout=30)
+        stream.write(b"408", timeout=30)
+        until(lambda: stream.get_extra_info("is_readable"))
+        assert stream.write_until_readable(b"question", timeout=30) == 0
+        assert stream.read(timeout=30) == b"408"
+
+
 def test_two_threads_move_megabytes_at_the_same_time(backend: SyncBackend) -> None:
     data = bytes(range(256)) * 20_000
     with Peer(tls_echo()) as peer, connect(backend, peer) as stream:

@@ -74,6 +74,9 @@ class FakeTransport:
         self.sent += taken
         return len(taken)
 
+    def readable_now(self) -> bool:
+        return True  # a mistake, perhaps; `receive_now` knows
+
     def receive_now(self, max_bytes: int) -> bytes | None:
         return self.coming.popleft() if self.coming else None
 

@@ -70,6 +70,8 @@ def check_seconds(seconds: float | None, name: str = "timeout") -> float:
     """
     if seconds is None:
         return NEVER
+    if type(seconds) is float and seconds >= 0:
+        return seconds  # as nearly always
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
         raise ArgumentTypeError(f"{name} must be a number of seconds or None, not {type(seconds).__name__}")
     if not seconds >= 0:  # also true for NaN
@@ -309,7 +311,8 @@ class Limit:
 
     def __init__(self, timeout: float | None, clock: Callable[[], float], phase: Phase) -> None:
         self.phase: Phase = phase
-        self._ambient = ambient = current_deadline()
+        # Mostly there is none, and a call to find that out would cost as much as all the rest.
+        self._ambient = ambient = None if _current.get() is None else current_deadline()
         self._clock = clock if ambient is None else ambient.clock
         if timeout is None and ambient is None:
             # The fast path: nothing will ever have to read the clock.
@@ -341,6 +344,8 @@ class Limit:
 
     def glance(self) -> float | None:
         """Seconds that a wait may last before it looks whether anything remains; `None` for no limit."""
+        if self._ambient is None and self._expires_at == NEVER:
+            return None  # the fast path, as above
         seconds = self.remaining()
         if self._ambient is None:
             return seconds
@@ -374,6 +379,8 @@ class Limit:
 
     def check(self) -> None:
         """Raise `error()` if nothing remains."""
+        if self._ambient is None and self._expires_at == NEVER:
+            return  # the fast path, as above
         if self.expired():
             raise self.error()
 

@@ -273,6 +273,8 @@ class SyncStream(NetworkStream, InterruptibleWriter, PromptWriter):
     def get_extra_info(self, info: str) -> Any:
         """Tell something about what lies beneath. See `NetworkStream.get_extra_info`."""
         match info:
+            case "is_readable":  # first, for it is asked again and again
+                return self._is_readable()
             case "client_addr":
                 return self._client_addr
             case "server_addr":
@@ -281,8 +283,6 @@ class SyncStream(NetworkStream, InterruptibleWriter, PromptWriter):
                 return self._transport.sock
             case "ssl_object":
                 return None if self._tls is None else self._tls.engine.ssl_object
-            case "is_readable":
-                return self._is_readable()
             case "timings":
                 return self._timings
         return None

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ._transport import Transport
 
 RECEIVE_SIZE = 64 * 1024
-"""Bytes of ciphertext that are read from the socket at once."""
+"""Bytes of ciphertext that are read from the socket at once; more, if the caller asks for more."""
 
 SLICE = 128 * 1024
 """Bytes of plaintext that are encrypted at once: eight records, so that memory stays small and calls are few."""
@@ -170,7 +170,7 @@ class TLSChannel:
                     self._send_some()
                 if not events & ~WRITE:
                     continue
-            self._feed(self._transport.receive(RECEIVE_SIZE, limit))
+            self._feed(self._transport.receive(max(max_bytes, RECEIVE_SIZE), limit))
 
     def readable(self) -> bool:
         """Whether `read` would return at once. By the user of the reading side; never waits."""
@@ -183,6 +183,10 @@ class TLSChannel:
                     self._send_answers()
                 if readable:
                     return True
+                if not self._transport.readable_now():
+                    return (
+                        False  # asked first, since mostly there is nothing, and a call that fails costs more
+                    )
                 ciphertext = self._transport.receive_now(RECEIVE_SIZE)
             except ReadError:
                 return True
@@ -244,6 +248,7 @@ class TLSChannel:
                     with view[taken : taken + SLICE] as piece:
                         self._encrypt(piece)
                         taken += len(piece)
+                    self._send_at_once()
             if wire.unsent or taken < len(view):
                 self._transport.check_open()
         finally:

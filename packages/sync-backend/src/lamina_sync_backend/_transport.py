@@ -18,10 +18,10 @@ end the parent's connection, so the process is remembered too.
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 import time
+from os import getpid
 from typing import TYPE_CHECKING
 
 from lamina_interfaces import ConcurrencyError, WriteError
@@ -61,9 +61,13 @@ _HALF_SENT = "an earlier write was not completed"
 class User:
     """One operation on a stream."""
 
+    __slots__ = ()
+
 
 class Look(User):
     """A look for data, which never waits."""
+
+    __slots__ = ("thread",)
 
     def __init__(self) -> None:
         self.thread = threading.get_ident()
@@ -80,7 +84,7 @@ class Transport:
         self.sock = sock
         self.closed = False
         self.half_sent = False
-        self._pid = os.getpid()
+        self._pid = getpid()
         # Re-entrant: a finaliser may call `close` while this very thread is in one of the short sections below.
         self._lock = threading.RLock()
         self.reader: User | None = None
@@ -88,6 +92,7 @@ class Transport:
         self.waiter: User | None = None
         self._read_poll: Poll | None = None
         self._write_poll: Poll | None = None
+        self._either_poll: Poll | None = None
         self._bulk = False
         self._ended = False
         # The system tells of a break only once, to whoever asks first; afterwards it looks like an orderly end.
@@ -105,7 +110,7 @@ class Transport:
             ConcurrencyError: there is another one.
             NetworkError: the transport is closed, or the parent process's; or a write was broken off.
         """
-        if self.inherited:
+        if getpid() != self._pid:
             # Before the lock, which a thread that does not exist here may hold.
             raise network_error(OSError(_INHERITED), phase)
         end = 0.0
@@ -124,7 +129,7 @@ class Transport:
                 if isinstance(reader, Look) and reader.thread != threading.get_ident():
                     return False
                 raise ConcurrencyError("another thread is reading from this stream", phase=phase)
-            if sides & self.users:
+            if (sides & SENDING and self.sender is not None) or (sides & WAITING and self.waiter is not None):
                 raise ConcurrencyError("another thread is writing to this stream", phase=phase)
             # Marked first and looked at second, for the sake of a finaliser that closes in between.
             if sides & READING:
@@ -162,7 +167,7 @@ class Transport:
     @property
     def inherited(self) -> bool:
         """Whether this process has the transport from its parent."""
-        return os.getpid() != self._pid
+        return getpid() != self._pid
 
     def close(self, *, gracefully: bool = False) -> None:
         """Shut down, wake those who wait, and free the descriptor when the last of them has left.
@@ -287,10 +292,10 @@ class Transport:
         wait(self._poll_for_writing(), limit)
 
     def wait_either(self, limit: Limit) -> int:
-        """Wait until one may read or write; returns the events."""
-        poll = new_poll()
-        poll.register(self.sock.fileno(), READ | WRITE)
-        return wait(poll, limit)[0][1]
+        """Wait until one may read or write; returns the events. By the user of the reading side."""
+        if self._either_poll is None:
+            self._either_poll = self._new_poll(READ | WRITE)
+        return wait(self._either_poll, limit)[0][1]
 
     # --- within --------------------------------------------------------------------------------------------
 
@@ -300,15 +305,19 @@ class Transport:
         return network_error(exc, phase, _BROKE)
 
     def _poll_for_reading(self) -> Poll:
-        # Kept: the descriptor stays the same as long as there is a user. One each, since a poll object
-        # may be waited on by one thread at a time.
         if self._read_poll is None:
-            self._read_poll = new_poll()
-            self._read_poll.register(self.sock.fileno(), READ)
+            self._read_poll = self._new_poll(READ)
         return self._read_poll
 
     def _poll_for_writing(self) -> Poll:
         if self._write_poll is None:
-            self._write_poll = new_poll()
-            self._write_poll.register(self.sock.fileno(), WRITE)
+            self._write_poll = self._new_poll(WRITE)
         return self._write_poll
+
+    def _new_poll(self, events: int) -> Poll:
+        # To be kept: the descriptor stays the same as long as there is a user. One for each kind of waiting, since a
+        # poll object may be waited on by one thread at a time. Kept only when it is complete: after an interrupt in
+        # between, the next one to wait would wait for nothing.
+        poll = new_poll()
+        poll.register(self.sock.fileno(), events)
+        return poll
