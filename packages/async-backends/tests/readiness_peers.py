@@ -323,3 +323,16 @@ class Hanging:
 
     def release(self) -> None:
         self._released.set()
+
+
+async def answered(stream: Any, theirs: socket.socket, timeout: float) -> None:
+    """One read that has to wait, and gets its answer in time."""
+    async with anyio.create_task_group() as tasks:
+
+        async def answer() -> None:
+            await until(lambda: stream._transport.users)
+            await anyio.lowlevel.checkpoint()
+            theirs.sendall(b"x")
+
+        tasks.start_soon(answer)
+        assert await stream.read(1, timeout=timeout) == b"x"

@@ -247,6 +247,29 @@ async def test_an_idle_connection_that_ends_is_not_watched_over_and_over() -> No
         assert await stream.read() == b""
 
 
+async def test_an_idle_connection_whose_peer_sends_unasked_costs_one_callback() -> None:
+    with pair() as (stream, theirs):
+        theirs.sendall(b"x")
+        assert await stream.read() == b"x"  # the loop watches the socket from now on
+        calls = 0
+        original = transport_of(stream)._on_readable
+
+        def counting() -> None:
+            nonlocal calls
+            calls += 1
+            original()
+
+        asyncio.get_running_loop().add_reader(transport_of(stream)._fd, counting)
+        for _ in range(50):
+            theirs.sendall(b"unasked")
+            await asyncio.sleep(0)
+        assert calls <= 1
+        received = b""
+        while len(received) < 50 * 7:
+            received += await stream.read()
+        assert received == b"unasked" * 50
+
+
 # --- limits --------------------------------------------------------------------------------------------------
 
 
@@ -610,6 +633,23 @@ def test_a_stream_that_nobody_holds_is_closed_with_a_warning(anyio_backend: Any,
                 streams.clear()
         assert has_ended(theirs)
         loop.close()
+
+
+def test_a_stream_whose_timer_is_set_outlives_its_loop(anyio_backend: Any) -> None:
+    loop, stream, theirs = stream_of_a_loop(anyio_backend)
+    with theirs:
+
+        async def read() -> None:
+            reading = loop.create_task(stream.read(timeout=PATIENCE))
+            await in_a_wait(reading)
+            theirs.sendall(b"x")
+            assert await reading == b"x"
+
+        loop.run_until_complete(read())
+        assert transport_of(stream)._alarm._handle is not None
+        loop.close()
+        stream.abort()
+        assert has_ended(theirs)
 
 
 def test_a_loop_that_ends_before_it_frees_the_socket_leaves_none(anyio_backend: Any) -> None:

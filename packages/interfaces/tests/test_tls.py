@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import ssl
 import struct
 import subprocess
 import sys
 import tracemalloc
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from interfaces_tls import AUTHORITY, MemoryServer, Relay, client_context, server_context, shake_hands
 from lamina_interfaces import ArgumentTypeError, ArgumentValueError, ConnectError, ReadError, WriteError
-from lamina_interfaces.tls import TLSEngine, server_name
+from lamina_interfaces.tls import TRANSFER_SIZE, TLSEngine, server_name
 
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
 
@@ -54,6 +55,53 @@ def test_one_read_collects_several_records() -> None:
     engine, server = connected()
     engine.feed(say(server, bytes(60_000)))
     assert len(engine.read(65536) or b"") == 60_000
+
+
+class CountingReads:
+    """An `ssl.SSLObject` that tells for how many bytes it was asked, each time."""
+
+    def __init__(self, inner: ssl.SSLObject) -> None:
+        self._inner = inner
+        self.asked: list[int] = []
+
+    def read(self, size: int) -> bytes:
+        self.asked.append(size)
+        return self._inner.read(size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+def test_openssl_is_not_asked_where_nothing_has_come_nor_for_more_than_a_record() -> None:
+    """Its "nothing yet" is an exception, and `ssl` makes room for all that it is asked for."""
+    engine, server = connected()
+    assert engine.read(1) is None  # takes the tickets
+    counting = CountingReads(engine.ssl_object)
+    engine.ssl_object = cast("ssl.SSLObject", counting)
+    assert engine.read(1_000_000) is None
+    assert engine.readable() is False
+    assert counting.asked == []
+    engine.feed(say(server, bytes(20_000)))
+    assert engine.read(17_000) == bytes(17_000)
+    assert engine.read(1_000_000) == bytes(3_000)
+    assert max(counting.asked) == 16384
+
+
+def test_much_ciphertext_at_once_makes_openssl_keep_no_more_room() -> None:
+    engine, server = connected()
+    data = random.Random(0).randbytes(1 << 20)
+    ciphertext = say(server, data)
+    most = 0
+    engine.feed(ciphertext[:500_000])
+    engine.feed(ciphertext[500_000:700_001])  # though the first is not used up
+    engine.feed(ciphertext[700_001:])
+    received = bytearray()
+    while piece := engine.read(10_000):
+        most = max(most, engine._incoming.pending)
+        received += piece
+    assert received == data
+    assert most <= TRANSFER_SIZE
+    assert engine._ahead.obj == b"", "the last of it is kept"
 
 
 def test_a_read_gives_no_more_than_was_asked_for() -> None:

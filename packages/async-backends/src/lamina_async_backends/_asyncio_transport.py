@@ -9,7 +9,10 @@ to 30 % more. Here the loop only says when the socket is ready (`add_reader`, `a
 has, and uvloop), and the socket stays ours. What has neither, Windows' `ProactorEventLoop`, is left to anyio, which
 watches sockets there by a thread (`AutoBackend`).
 
-Three things make it fast:
+On a busy loop of 100 connections a small question and its answer, both with a time-out, take 12.7 µs of processor time
+this way (uvloop 12.5); with a `Protocol` 26 (uvloop 9), with `asyncio.StreamReader` 25.
+
+Four things make it fast:
 
 - What need not be waited for costs no turn of the loop: sends always, and reads after one that filled its buffer.
   A task that never waits would hold up all others, so after `TURNS` such operations it lets them go first.
@@ -17,6 +20,7 @@ Three things make it fast:
   receive, then the loop, which looks at the socket before that task's turn, would find it readable again.
 - The socket stays watched for reading from one wait to the next. When it becomes readable and nobody waits, it is no
   longer watched; so back-pressure is the kernel's, and nothing is read ahead.
+- The limits of all waits share one timer, which is hardly ever moved (`Alarm`).
 
 Bytes that were received for a task that was cancelled, or whose time ended, in the same turn stay in `_stash`.
 
@@ -29,6 +33,7 @@ end the parent's connection, and a change of the selector would be one of the pa
 from __future__ import annotations
 
 import socket
+from time import monotonic
 from types import coroutine
 from typing import TYPE_CHECKING
 
@@ -36,11 +41,11 @@ from lamina_interfaces import ConcurrencyError, UnsupportedProtocol
 from lamina_interfaces.sockets import close_without_lingering, drop_incoming
 from lamina_interfaces.translation import network_error
 
-from ._transport import BULK, CLOSED, READING, UNWATCHED, WRITING, Transport
+from ._transport import BULK, CLOSED, READING, UNWATCHED, WRITING, Alarm, Transport
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
 
     from lamina_interfaces import Limit, Phase
 
@@ -73,6 +78,13 @@ def running_loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
+def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
+    """The loop's clock: where its method does nothing but call `time.monotonic`, that, for a third of the cost."""
+    from asyncio import BaseEventLoop
+
+    return monotonic if getattr(loop.time, "__func__", None) is BaseEventLoop.time else loop.time
+
+
 def wake(waiter: asyncio.Future[None]) -> None:
     """End somebody's wait, if it has not ended."""
     if not waiter.done():
@@ -97,7 +109,7 @@ class AsyncioTransport(Transport):
     def __init__(self, sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
         from asyncio import events
 
-        super().__init__(sock, loop.time)
+        super().__init__(sock, clock_of(loop))
         self.loop = loop
         self._running_loop = events._get_running_loop
         self._fd = sock.fileno()
@@ -108,6 +120,7 @@ class AsyncioTransport(Transport):
         self._news = False  # whether there is something in the stash, or the stream has ended or failed
         self._stash = b""
         self._turns = 0
+        self._alarm = Alarm(loop.call_at, self)
         # uvloop no longer watches a socket that was reset while nobody waited, and does not say so.
         self._forgets = type(loop).__module__.startswith("uvloop")
 
@@ -139,15 +152,14 @@ class AsyncioTransport(Transport):
             return
         self._read_failure = self._write_failure = OSError(CLOSED)
         self._news = True
+        self._alarm.stop()
         self._stash = b""
         self.unsent.clear()
         try:
             if not self.loop.is_closed():
                 # In this order: a descriptor that is closed may be another connection's in the next moment.
                 self._stop_watching(READING | WRITING)
-                for waiter in (self._read_waiter, self._write_waiter):
-                    if waiter is not None:
-                        wake(waiter)
+                self.wake_all()
             self.sock.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass  # the peer was faster
@@ -162,29 +174,43 @@ class AsyncioTransport(Transport):
         if sock is not None:
             sock.close()
 
+    def wake_all(self) -> None:
+        """See `Transport.wake_all`."""
+        for waiter in (self._read_waiter, self._write_waiter):
+            if waiter is not None:
+                wake(waiter)
+
     # --- reading -------------------------------------------------------------------------------------------
 
     async def receive(self, max_bytes: int, limit: Limit) -> bytes:
         """See `Transport.receive`."""
-        if self._bulk and not self._news and self._turns < TURNS:
-            self._turns += 1
-            self._fill(max_bytes)
-        if self._forgets and self._watched & READING and not self._news:
-            await self.take_turns()
-            if not self._news:
+        if not self._news:
+            if self._bulk and self._turns < TURNS:
+                self._turns += 1
                 self._fill(max_bytes)
+            elif self._forgets and self._watched & READING and self.readable_now():
+                await self.take_turns()
+                if not self._news:
+                    self._fill(max_bytes)
         while not self._news:
             self._wanted = max_bytes
             self._read_waiter = waiter = self.loop.create_future()
             try:
-                self._watch(READING)
-                await self._wait(waiter, limit)
+                if not self._watched & READING:
+                    self._watch(READING)
+                self._set_alarm(limit)
+                await waiter
             finally:
                 self._read_waiter = None
             if not self._news and limit.expired():
                 self._fill(max_bytes)  # what has come counts as in time
                 if not self._news:
                     raise limit.error()
+        data = self._stash
+        if data and len(data) <= max_bytes:  # as nearly always, and `_take` costs a call
+            self._stash = b""
+            self._news = self._read_failure is not None
+            return data
         return self._take(max_bytes)
 
     def receive_now(self, max_bytes: int) -> bytes | None:
@@ -273,7 +299,8 @@ class AsyncioTransport(Transport):
                 self._read_waiter = waiter
             try:
                 self._watch(sides)
-                await self._wait(waiter, limit)
+                self._set_alarm(limit)
+                await waiter
             finally:
                 self._write_waiter = None
                 if sides & READING:
@@ -307,16 +334,12 @@ class AsyncioTransport(Transport):
 
     # --- within --------------------------------------------------------------------------------------------
 
-    async def _wait(self, waiter: asyncio.Future[None], limit: Limit) -> None:
-        """Wait until `waiter` is woken, or it is time to look at the limit."""
+    def _set_alarm(self, limit: Limit) -> None:
+        """Before a wait: have it woken when it is time to look at the limit."""
         self._turns = 0
         seconds = limit.glance()
-        timer = None if seconds is None else self.loop.call_later(seconds, wake, waiter)
-        try:
-            await waiter
-        finally:
-            if timer is not None:
-                timer.cancel()
+        if seconds is not None:
+            self._alarm.set(self.now() + seconds)
 
     def _watch(self, sides: int) -> None:
         sides &= ~self._watched

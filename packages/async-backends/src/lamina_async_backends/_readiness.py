@@ -14,7 +14,7 @@ Those of anyio before 4.16 lose one by asyncio's own means (`Task.cancel`, `asyn
 in which they end; its nurseries too, so that is made good after each (`Library.cancellations`).
 
 Scopes and nurseries cost more than the system calls between them, so there is one only where it is needed: a scope
-for a wait that has a limit, a nursery for two waits at a time.
+for a wait that has a limit and no `Alarm`, a nursery for two waits at a time.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from lamina_interfaces import Limit, Runtime, RuntimeName, Scope
 
+    from ._transport import Alarm, TimerHandle
 
 INTERRUPTS = (KeyboardInterrupt, SystemExit)
 
@@ -67,14 +68,20 @@ class Library:
         checkpoint_if_cancelled: only the second of these.
         open_nursery: to be entered, gives a `Nursery`.
         cancellations: how many the running task has been sent by other means than the library's, and not got rid of.
+        call_at: a timer that is cheaper than a cancel scope, for an `Alarm`; `None` if there is none.
+        wake_all: ends all waits for a socket, for an `Alarm`.
+        woken: what these waits then raise.
     """
 
     checkpoint: Callable[[], Awaitable[None]]
     checkpoint_if_cancelled: Callable[[], Awaitable[None]]
-    wait_readable: Callable[[socket.socket], Awaitable[None]]
-    wait_writable: Callable[[socket.socket], Awaitable[None]]
+    wait_readable: Callable[[socket.socket | int], Awaitable[None]]
+    wait_writable: Callable[[socket.socket | int], Awaitable[None]]
     open_nursery: Callable[[], AbstractAsyncContextManager[Any]]
     cancellations: Callable[[], int]
+    call_at: Callable[[float, Callable[[], None]], TimerHandle | None] | None = None
+    wake_all: Callable[[socket.socket], None] | None = None
+    woken: tuple[type[Exception], ...] = ()
 
 
 def running_here(who: str, possible: tuple[RuntimeName, ...]) -> Runtime:
@@ -138,6 +145,7 @@ class Waiter:
         *args: object,
         until: float | None = None,
         timeout_error: Callable[[], Exception] | None = None,
+        alarm: Alarm | None = None,
     ) -> None:
         """Wait for `ready(*args)`, which may be cancelled and called again any number of times.
 
@@ -147,6 +155,7 @@ class Waiter:
             *args: for `ready`.
             until: a time on the runtime's clock at which to return even so.
             timeout_error: makes the error where nothing remains of the limit, instead of `limit.error`.
+            alarm: ends the wait, which is for one socket alone; without it a cancel scope does.
 
         Raises:
             TimeoutException: nothing remains of the limit.
@@ -159,15 +168,17 @@ class Waiter:
                 pause = max(0.0, until - now())
                 seconds = pause if seconds is None else min(seconds, pause)
             try:
-                if seconds is None:
+                if seconds is None or (alarm is not None and alarm.set(now() + seconds)):
                     await ready(*args)
                     return
                 with _Timer(seconds, self.runtime):
                     await ready(*args)
                     return
+            except self.library.woken:
+                pass  # by an alarm, perhaps another wait's
             except Exception as exc:
                 raise network_error(exc, limit.phase, UNWATCHED) from exc
-            # Here only after the scope has swallowed its own cancellation.
+            # Here also after the scope has swallowed its own cancellation.
             if limit.expired():
                 raise limit.error() if timeout_error is None else timeout_error()
             if until is not None and now() >= until:

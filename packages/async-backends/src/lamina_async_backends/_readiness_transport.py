@@ -22,9 +22,11 @@ from typing import TYPE_CHECKING
 from lamina_interfaces import NetworkError
 from lamina_interfaces.sockets import close_without_lingering, drop_incoming
 
-from ._transport import BULK, WAITING, Transport
+from ._transport import BULK, WAITING, Alarm, Transport
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from lamina_interfaces import Event, Limit
 
     from ._readiness import Waiter
@@ -43,6 +45,8 @@ class ReadinessTransport(Transport):
         self.waiter = waiter
         self._ended = False
         self._writable: Event | None = None  # somebody waits for the socket to become writable
+        call_at = waiter.library.call_at
+        self._alarm = None if call_at is None else Alarm(call_at, self)
 
     # --- users and the end ---------------------------------------------------------------------------------
 
@@ -61,6 +65,8 @@ class ReadinessTransport(Transport):
         if gracefully and not self.users:
             drop_incoming(self.sock)
         self.closed = True
+        if self._alarm is not None and self.is_here():
+            self._alarm.stop()
         if self.inherited:
             self.sock.close()
             return
@@ -70,6 +76,12 @@ class ReadinessTransport(Transport):
             pass  # the peer was faster, or it is closed already
         if not self.users:
             close_without_lingering(self.sock)
+
+    def wake_all(self) -> None:
+        """See `Transport.wake_all`."""
+        wake_all = self.waiter.library.wake_all
+        if wake_all is not None and self.sock.fileno() >= 0:
+            wake_all(self.sock)
 
     # --- reading -------------------------------------------------------------------------------------------
 
@@ -119,11 +131,11 @@ class ReadinessTransport(Transport):
         """See `Transport.has_news`."""
         return self._ended or self._read_failure is not None
 
-    async def _wait_readable(self, limit: Limit) -> None:
+    def _wait_readable(self, limit: Limit) -> Awaitable[None]:
         if self.unsent and not self.users & WAITING:
-            await self.wait_either(limit)
-        else:
-            await self.waiter.wait(limit, self.waiter.library.wait_readable, self.sock)
+            return self.wait_either(limit)
+        waiter = self.waiter
+        return waiter.wait(limit, waiter.library.wait_readable, self.sock.fileno(), alarm=self._alarm)
 
     # --- writing -------------------------------------------------------------------------------------------
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 import select
 import socket
 from os import getpid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
+from weakref import ref
 
 from lamina_interfaces import ConcurrencyError
 from lamina_interfaces.translation import network_error
@@ -28,6 +29,8 @@ SENDING = 2
 WAITING = 4
 WRITING = SENDING | WAITING
 
+NEVER = float("inf")
+
 BULK = 16 * 1024
 """After a read of so many bytes more are likely to be there, so the next one tries before it waits."""
 
@@ -39,6 +42,65 @@ UNWATCHED = "the event loop cannot watch the socket"
 
 # A process that handles SIGPIPE in its own way must not get one from us.
 _SEND_FLAGS = getattr(socket, "MSG_NOSIGNAL", 0)
+
+_HAS_POLL = hasattr(select, "poll")  # not on Windows
+
+
+class TimerHandle(Protocol):
+    """The part of a loop's timer that is used here."""
+
+    def cancel(self) -> object:
+        """It is not to go off."""
+
+
+class Alarm:
+    """One timer for all the waits of a connection.
+
+    A timer for each wait, nearly always cancelled, would cost more than the wait: asyncio keeps a heap of them, and
+    trio's cancel scopes are dearer still. So the timer is left where it is when a wait ends, and only moved when one
+    is to end earlier. Whoever waits when it goes off looks at its own limit, and sets the alarm anew if that has
+    not passed. An idle connection has none, once the last has gone off.
+
+    It keeps nothing alive: a transport that nobody holds is freed though the timer has yet to go off.
+
+    Args:
+        call_at: calls a function at a time, in the loop; returns `None` if it will not.
+        transport: whose waits they are.
+    """
+
+    __slots__ = ("_at", "_call_at", "_handle", "_transport")
+
+    def __init__(
+        self, call_at: Callable[[float, Callable[[], None]], TimerHandle | None], transport: Transport
+    ) -> None:
+        self._at = NEVER
+        self._call_at = call_at
+        self._handle: TimerHandle | None = None
+        self._transport = ref(transport)
+
+    def set(self, at: float) -> bool:
+        """Go off at that time of the loop's clock, or earlier; whether it will."""
+        if at < self._at:
+            self.stop()
+            self._handle = self._call_at(at, self._go_off)
+            if self._handle is None:
+                return False
+            self._at = at
+        return True
+
+    def stop(self) -> None:
+        """Do not go off."""
+        self._at = NEVER
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+    def _go_off(self) -> None:
+        self._at = NEVER
+        self._handle = None
+        transport = self._transport()
+        if transport is not None:
+            transport.wake_all()
 
 
 class Transport:
@@ -70,6 +132,7 @@ class Transport:
         self._read_failure: OSError | None = None
         self._write_failure: OSError | None = None
         self._half_sent = False
+        self._poll: select.poll | None = None
 
     # --- users and the end ---------------------------------------------------------------------------------
 
@@ -127,6 +190,10 @@ class Transport:
         """
         raise NotImplementedError
 
+    def wake_all(self) -> None:
+        """Have those who wait look at their limits."""
+        raise NotImplementedError
+
     # --- reading -------------------------------------------------------------------------------------------
 
     async def receive(self, max_bytes: int, limit: Limit) -> bytes:
@@ -141,11 +208,14 @@ class Transport:
         """Whether `receive_now` would return something, or raise."""
         if self.has_news():
             return True
-        if not hasattr(select, "poll"):  # Windows
+        if self.closed:
+            return True  # and its descriptor may be another's
+        if not _HAS_POLL:
             return bool(select.select([self.sock], (), (), 0)[0])
-        poll = select.poll()
-        poll.register(self.sock, select.POLLIN)
-        return bool(poll.poll(0))
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(self.sock, select.POLLIN)
+        return bool(self._poll.poll(0))
 
     def has_news(self) -> bool:
         """Whether that is known without asking the system."""

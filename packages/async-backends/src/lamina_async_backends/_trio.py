@@ -8,6 +8,7 @@ import trio
 
 from ._readiness import Library
 from ._readiness_backend import ReadinessBackend, ReadinessStream
+from ._trio_alarms import call_at
 
 if TYPE_CHECKING:
     from lamina_interfaces import RuntimeName
@@ -19,6 +20,9 @@ TRIO = Library(
     wait_writable=trio.lowlevel.wait_writable,
     open_nursery=trio.open_nursery,
     cancellations=lambda: 0,
+    call_at=call_at,
+    wake_all=trio.lowlevel.notify_closing,
+    woken=(trio.ClosedResourceError,),
 )
 """trio's own primitives."""
 

@@ -45,7 +45,9 @@ RECORD_SIZE = 16 * 1024
 """Most bytes of plaintext in one record (RFC 8446, section 5.1)."""
 
 TRANSFER_SIZE = 64 * 1024
-"""How many bytes are moved at once from an engine to the one over it."""
+"""How many bytes are moved at once to an engine, from the transport or from the one beneath."""
+
+NOTHING = memoryview(b"")
 
 
 class TLSEngine:
@@ -70,6 +72,7 @@ class TLSEngine:
     """
 
     __slots__ = (
+        "_ahead",
         "_cut",
         "_ended",
         "_failure",
@@ -97,12 +100,14 @@ class TLSEngine:
         self._over = over
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
+        self._ahead = NOTHING  # ciphertext that OpenSSL has not been given yet
         self._stash = b""  # plaintext that was decrypted before anybody asked for it
         self._ended = False  # the peer has sent close_notify
         self._failure: str | None = None  # why nothing more can be read
         self._write_failure: str | None = None  # why nothing more can be written
         self._cut = False  # the transport has ended
-        name = None if server_hostname is None else server_name(server_hostname)
+        # As bytes, because for a str `ssl` would load the IDNA tables, even for ASCII.
+        name = None if server_hostname is None else server_name(server_hostname).encode("ascii")
         if name is None and getattr(ssl_context, "check_hostname", False):
             # `SSLSocket` refuses this, `SSLObject` would accept any name without a word.
             raise ArgumentValueError(
@@ -125,8 +130,14 @@ class TLSEngine:
         """Take bytes that came from the transport."""
         if self._over is not None:
             self._over.feed(ciphertext)
-        else:
+            return
+        if not self._ahead and len(ciphertext) <= TRANSFER_SIZE:
             self._incoming.write(ciphertext)
+            return
+        # A BIO keeps the room of the most that it ever held, so it is never given much at once.
+        self._ahead = memoryview(bytes(self._ahead) + ciphertext if self._ahead else ciphertext)
+        if not self._incoming.pending:
+            self._refill()
 
     def feed_eof(self) -> None:
         """Take note that no more bytes will come from the transport."""
@@ -199,15 +210,16 @@ class TLSEngine:
         """
         if self._stash:
             return self._from_stash(max_bytes)
-        first = self._decrypt(max_bytes)
-        if not first or len(first) == max_bytes or not self._more_at_hand:
+        # OpenSSL hands out one record at a time, and `ssl` makes room for all that is asked for.
+        first = self._decrypt(min(max_bytes, RECORD_SIZE))
+        if not first:
             return first
-        pieces = [first]
         room = max_bytes - len(first)
-        while room and self._more_at_hand:
+        pieces = [first]
+        while room and self._may_have_more():
             # An error, or the end, is kept for the next call; these bytes were sent before it.
             try:
-                piece = self._decrypt(room)
+                piece = self._decrypt(min(room, RECORD_SIZE))
             except ReadError:
                 break
             if not piece:
@@ -269,24 +281,16 @@ class TLSEngine:
 
     # --- within --------------------------------------------------------------------------------------------
 
-    @property
-    def _more_at_hand(self) -> bool:
-        return bool(self._incoming.pending or self.ssl_object.pending())
-
     def _decrypt(self, max_bytes: int) -> bytes | None:
         """Read one record's plaintext; `None` if ciphertext is lacking, `b""` after close_notify."""
         while not self._ended:
             if self._failure is not None:
                 raise ReadError(self._failure, phase="read")
             try:
-                piece = self.ssl_object.read(max_bytes)
+                # Where there is nothing OpenSSL would say so too, by an exception that costs as much as a small read.
+                piece = self.ssl_object.read(max_bytes) if self._may_have_more() else None
             except self._ssl.SSLWantReadError:
-                if self._refill():
-                    continue
-                if self._cut:
-                    self._failure = "the connection was cut off: it ended without TLS's closing message"
-                    continue
-                return None
+                piece = None
             except self._ssl.SSLZeroReturnError:
                 piece = b""
             except (self._ssl.SSLError, ValueError) as exc:
@@ -295,11 +299,26 @@ class TLSEngine:
                 raise ReadError(self._failure, phase="read") from exc
             if piece:
                 return piece
-            self._ended = True
+            if piece is not None:
+                self._ended = True
+            elif self._refill():
+                continue
+            elif self._cut:
+                self._failure = "the connection was cut off: it ended without TLS's closing message"
+            else:
+                return None
         return b""
 
+    def _may_have_more(self) -> bool:
+        return self._incoming.pending > 0 or self.ssl_object.pending() > 0 or len(self._ahead) > 0
+
     def _refill(self) -> bool:
-        """Move ciphertext up from the engine beneath; whether there was any."""
+        """Give OpenSSL more ciphertext, from the engine beneath if there is one; whether there was any."""
+        if self._ahead:
+            self._incoming.write(self._ahead[:TRANSFER_SIZE])
+            rest = self._ahead[TRANSFER_SIZE:]
+            self._ahead = rest or NOTHING  # an empty view would keep all of it
+            return True
         if self._over is None or self._cut:
             return False
         ciphertext = self._over.read(TRANSFER_SIZE)
