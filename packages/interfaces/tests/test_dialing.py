@@ -357,3 +357,11 @@ def test_keep_alive_can_be_left_out() -> None:
 )
 def test_an_address_is_written_as_one_reads_it(sockaddr: object, text: str) -> None:
     assert format_address(sockaddr) == text  # type: ignore[arg-type] # a table of all kinds
+
+
+def test_a_decision_is_compared_by_kind_and_value() -> None:
+    assert Connected(1) == Connected(1)
+    assert len({Connected(1), Connected(1), Wait(1), Wait(None)}) == 3
+    assert Connected(1) != Connected(2)
+    assert Connected(1) != Wait(1)
+    assert repr(StartAttempt(0, v4(1)[0])) == f"StartAttempt(index=0, address={v4(1)[0]!r})"

@@ -29,7 +29,6 @@ The rest of the module is what every backend has to do before it dials: `check_h
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ._errors import ArgumentTypeError, ArgumentValueError, ConnectAttempt
@@ -78,44 +77,75 @@ MAX_NAME = 253
 # --- what the dialer says ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class StartAttempt:
+class _Decision:
+    """Compared by value. No dataclass, since the module that makes those is slow to import; not to be changed."""
+
+    __slots__: tuple[str, ...] = ()
+
+    def _values(self) -> tuple[object, ...]:
+        return tuple(getattr(self, name) for name in self.__slots__)
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return self._values() == other._values()
+
+    def __hash__(self) -> int:
+        return hash((type(self), self._values()))
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.__slots__)
+        return f"{type(self).__name__}({values})"
+
+
+class StartAttempt(_Decision):
     """Start connecting to `address`; report the outcome under `index`."""
 
-    index: int
-    address: ResolvedAddress
+    __slots__ = __match_args__ = ("index", "address")
+
+    def __init__(self, index: int, address: ResolvedAddress) -> None:
+        self.index = index
+        self.address = address
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(_Decision):
     """Do nothing until something happens, or until the time `until` (`None`: only until something happens)."""
 
-    until: float | None
+    __slots__ = __match_args__ = ("until",)
+
+    def __init__(self, until: float | None) -> None:
+        self.until = until
 
 
-@dataclass(frozen=True, slots=True)
-class Connected:
+class Connected(_Decision):
     """The attempt `index` has won. Drop all others."""
 
-    index: int
+    __slots__ = __match_args__ = ("index",)
+
+    def __init__(self, index: int) -> None:
+        self.index = index
 
 
-@dataclass(frozen=True, slots=True)
-class GiveUp:
+class GiveUp(_Decision):
     """Every address has failed, or there was none."""
 
-    attempts: tuple[ConnectAttempt, ...]
+    __slots__ = __match_args__ = ("attempts",)
+
+    def __init__(self, attempts: tuple[ConnectAttempt, ...]) -> None:
+        self.attempts = attempts
 
 
 Action = StartAttempt | Wait | Connected | GiveUp
 
 
-@dataclass(slots=True)
 class _Attempt:
-    address: ResolvedAddress
-    started_at: float
-    ended_at: float | None = None
-    errno: int | None = None
+    __slots__ = ("address", "ended_at", "errno", "started_at")
+
+    def __init__(self, address: ResolvedAddress, started_at: float) -> None:
+        self.address = address
+        self.started_at = started_at
+        self.ended_at: float | None = None
+        self.errno: int | None = None
 
 
 class Dialer:

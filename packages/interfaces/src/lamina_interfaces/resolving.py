@@ -23,7 +23,6 @@ where two of them must agree each writes first and reads second, so that at leas
 from __future__ import annotations
 
 import contextvars
-import inspect
 import os
 import socket
 import sys
@@ -128,7 +127,11 @@ def check_resolver(
 
 def is_async(resolver: Resolver | AsyncResolver) -> TypeGuard[AsyncResolver]:
     """Whether the resolver's answer has to be awaited."""
-    return isinstance(resolver, AsyncResolver) or inspect.iscoroutinefunction(resolver.resolve)
+    if isinstance(resolver, (AsyncResolver, SystemResolver)):
+        return isinstance(resolver, AsyncResolver)
+    from inspect import iscoroutinefunction  # which takes as long to import as all of this package
+
+    return iscoroutinefunction(resolver.resolve)
 
 
 def is_localhost(host: str) -> bool:
