@@ -56,6 +56,8 @@ PEERS = [
     "opentelemetry-sdk",
     "wsproto",
 ]
+# Whom the benchmarks measure lamina beside. The servers are programs of the system here too: nginx and nghttpd.
+RIVALS = ["httpcore[http2]==1.0.9", "httpcore2", "aiohttp", "h2", "pycurl", "pyreqwest", "trio", "urllib3"]
 # With an end, whatever happens; and for what takes hours, without any.
 PYTEST = ["python", str(ROOT / "tools" / "watched.py")]
 UNWATCHED = ["python", "-bb", "-m", "pytest", "-o", "faulthandler_timeout=0"]
@@ -236,7 +238,7 @@ def types(session: nox.Session) -> None:
     for package in PACKAGES.values():
         # One run each: test modules of different packages share their names.
         session.run("mypy", f"packages/{package.folder}/src", f"packages/{package.folder}/tests")
-    session.run("mypy", "noxfile.py", "tools", "tests")
+    session.run("mypy", "noxfile.py", "tools", "tests", "benchmarks")
     session.run("pyright")
     for package in PACKAGES.values():
         session.run("pyright", "--verifytypes", package.module, "--ignoreexternal")
@@ -303,7 +305,7 @@ def lowest(session: nox.Session, package: str) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Keep the documentation buildable without a warning, and its snippets and drawn measurements true."""
+    """Keep the documentation buildable without a warning, and its snippets, figures and drawings true."""
     _install_editable(session, *PACKAGES.values())
     session.install(
         *TEST_TOOLS,
@@ -317,6 +319,7 @@ def docs(session: nox.Session) -> None:
         "wsproto",
     )
     session.run("python", "tools/pool_pictures.py", "--check")
+    session.run("python", "benchmarks/report.py", "--check")
     session.run("sphinx-build", "-W", "--keep-going", "-q", "-b", "html", "docs", "docs/_build/html")
     pages = ["README.md", "docs", *(f"packages/{folder}/README.md" for folder in PACKAGES)]
     sources = [f"packages/{folder}/src" for folder in PACKAGES]
@@ -383,11 +386,35 @@ def conformance(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """Measure lamina beside its peers and raw sockets: ``nox -s bench`` briefly, ``nox -s bench -- full`` for good."""
+    _install_editable(session, *PACKAGES.values())
+    session.install(*RIVALS, "trustme")
+    session.run("python", "benchmarks/run.py", *session.posargs)
+
+
+@nox.session(default=False, python="3.12")
+def instructions(session: nox.Session) -> None:
+    """Find hot paths that have grown, on a machine however busy: instructions, counted; ``-- --write`` stores them."""
+    _install_editable(session, *PACKAGES.values())
+    session.run("python", "benchmarks/instructions.py", *(session.posargs or ["--check"]))
+
+
+@nox.session(default=False)
 def soak(session: nox.Session) -> None:
     """Run what takes minutes: load, churn and long lives, where leaks and races show."""
     _install_editable(session, *PACKAGES.values())
     session.install(*TEST_TOOLS, "psutil")
     session.run(*UNWATCHED, "-m", "soak", "--timeout=1800", *session.posargs)
+
+
+@nox.session(default=False)
+def fuzz(session: nox.Session) -> None:
+    """Search for bytes that HTTP/1.1's plain way takes for something else than h11: ``nox -s fuzz -- --minutes 60``."""
+    _install_editable(session, *_siblings(PACKAGES["pool"]))
+    # There is no wheel of it for every Python and system; without it the tool searches at random, and says so.
+    session.install("--only-binary", "atheris", "atheris", success_codes=[0, 1, 2])
+    session.run("python", "tools/fuzz_http11.py", *session.posargs)
 
 
 @nox.session(default=False)
