@@ -52,6 +52,7 @@ from lamina_pool import (
     ResponseStarted,
     TCPConnected,
     _observing,
+    _releasing,
 )
 from pool_async_net import MemoryBackend, checkpoints, silent
 from pool_async_runs import VIRTUAL, Jobs, ask, deadline, loop_options, until
@@ -397,7 +398,7 @@ def test_what_is_told_of_tls(journal: Journal) -> None:
         repr(info)
         == f"<ConnectionInfo [{info.id}, 'https://a.test:443', HTTP/1.1, TLSv1.3, Request Count: 1]>"
     )
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         info.request_count = 7
     assert pickle.loads(pickle.dumps(info)) == info
 
@@ -925,4 +926,4 @@ def test_a_forked_child_is_told_that_what_it_inherited_is_lost_and_the_parent_no
 def test_the_step_names_are_those_of_the_backends() -> None:
     assert set(_observing.STEPS) == {"dns", "tcp", "unix", "proxy", "tls"}
     assert _observing.STEPS["unix"] is TCPConnected
-    assert set(_observing.CLOSE_REASONS) == set(lamina_pool.ReleaseReason)
+    assert set(_releasing.CLOSE_REASONS) == set(lamina_pool.ReleaseReason)

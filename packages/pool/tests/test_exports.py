@@ -17,6 +17,45 @@ import lamina_pool as package
 # Slow to import, or absent from an installation that does not ask for them: imported when first used.
 LAZY = ("asyncio", "anyio", "trio", "ssl", "h2", "certifi")
 
+# What a plain request of blocking code does without. `dataclasses` brings `inspect`, and each class takes its time.
+NEEDED_BY_FEW = (
+    *LAZY,
+    "concurrent.futures",
+    "dataclasses",
+    "email",
+    "encodings.idna",
+    "h11",
+    "importlib.metadata",
+    "inspect",
+    "lamina_pool._events",
+    "lamina_pool._lone",
+    "lamina_pool._suspending",
+    "logging",
+)
+
+PLAIN_REQUEST = """
+import sys
+from lamina_interfaces import NetworkBackend, NetworkStream
+from lamina_pool import ConnectionPool
+
+class Stream(NetworkStream):
+    def read(self, max_bytes, timeout=None):
+        return b"HTTP/1.1 200 OK\\r\\nContent-Length: 2\\r\\n\\r\\nhi"
+    def write(self, buffer, timeout=None):
+        pass
+    def close(self):
+        pass
+    def get_extra_info(self, info):
+        return None
+
+class Backend(NetworkBackend):
+    def connect_tcp(self, *arguments, **options):
+        return Stream()
+
+with ConnectionPool(network_backend=Backend()) as pool:
+    assert pool.request("GET", "http://a.test/").content == b"hi"
+"""
+
 
 def public_modules() -> Iterator[ModuleType]:
     yield package
@@ -108,3 +147,22 @@ def test_importing_it_imports_nothing_slow() -> None:
     code = f"import sys, {package.__name__}; print(*[name for name in {LAZY!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_a_plain_request_imports_nothing_that_only_few_need() -> None:
+    code = f"{PLAIN_REQUEST}print(*[name for name in {NEEDED_BY_FEW!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_a_class_bears_the_package_s_name_before_anybody_asks_for_it() -> None:
+    code = (
+        "from lamina_pool import ConnectionPool\n"
+        "kinds = [type(ConnectionPool().stats())]\n"
+        "ConnectionPool(on_event=lambda event: None)\n"
+        "import lamina_pool._events, lamina_pool._models\n"
+        "kinds += [lamina_pool._events.RequestEnded, lamina_pool._models.ResponseStateError]\n"
+        "print(*{kind.__module__ for kind in kinds})\n"
+    )
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["lamina_pool"]

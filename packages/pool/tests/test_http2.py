@@ -1539,3 +1539,20 @@ def test_says_what_it_is() -> None:
     peer.feed(peer.head(stream), data(stream, b"abc"))
     assert repr(peer.session) == "<HTTP2Session open, 1 of 100 streams, 1 so far>"
     assert repr(stream) == "<HTTP2Stream 1, open, 200, 3 bytes, 3 held>"
+
+
+def test_a_block_that_came_before_is_read_anew_once_the_table_has_changed() -> None:
+    peer = Peer.ready()
+    fields = [(b":status", b"200"), (b"x-a", b"1")]
+    blocks = []
+    for extra in ([], [], [(b"x-b", b"2")], []):
+        stream = peer.open()
+        peer.feed(peer.block(stream, *fields, *extra, ends=True))
+        assert stream.head is not None
+        blocks.append(stream.head.headers)
+    assert blocks == [fields[1:], fields[1:], [*fields[1:], (b"x-b", b"2")], fields[1:]]
+    stream = peer.open()
+    # The first entry of the table was x-a when this block was known; now it is x-b.
+    peer.feed(frame(1, 0x5, stream.id, b"\x88\xbe"))
+    assert stream.head is not None
+    assert stream.head.headers == [(b"x-b", b"2")]

@@ -19,6 +19,7 @@ from ._faces import (
     PlainBody,
     StreamFace,
     Switched,
+    WholeBody,
     addresses_of,
     check_kind,
     describe_pool,
@@ -27,6 +28,7 @@ from ._faces import (
 )
 from ._interfaces import RequestInterface
 from ._io import CallerError
+from ._models import ByteStream
 from ._pool import Pool
 from ._settings import read_settings
 
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
     from ._body import ResponseBody
     from ._events import PoolEvent
+    from ._io import BodySource
     from ._lone_blocking import HTTPConnection
     from ._models import Proxy, Request, Response
     from ._stats import PooledConnection, PoolStats
@@ -156,8 +159,8 @@ class BlockingWorld:
     def leave(self) -> None:
         """Nothing: blocking code is everywhere at home."""
 
-    def body_source(self, stream: Any) -> PlainBody:
-        return PlainBody(stream)
+    def body_source(self, stream: Any) -> BodySource:
+        return WholeBody(stream) if type(stream) is ByteStream else PlainBody(stream)
 
     def response_stream(self, body: ResponseBody) -> ResponseStream:
         return ResponseStream(body)
@@ -190,9 +193,17 @@ class ResponseStream:
             raise StopIteration
         return data
 
+    def read_whole(self) -> bytes:
+        """The same as joining all that there is still to iterate over."""
+        try:
+            return run(self._body.receive_whole())
+        except StopIteration as error:
+            raise RuntimeError("the trace callback raised StopIteration") from error  # as above
+
     def close(self) -> None:
         """Let go of the connection, whatever is unread; the second time nothing is done."""
-        run(self._body.close())
+        if self._body.is_open:
+            run(self._body.close())
 
 
 class SwitchedStream(Switched[NetworkStream], NetworkStream):

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from lamina_interfaces import ConcurrencyError, LaminaError, PoolClosed, ReadError
 
-from ._events import ReleaseReason
 from ._models import ResponseStateError
+from ._releasing import ReleaseReason
 from ._trace import Tracer, nothing
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ class ResponseBody:
     The connection goes back to the pool as soon as the body has been read to its end, or when it is closed.
 
     Attributes:
+        is_open: whether it has the connection still.
         opened_at: when the head had come, by the pool's clock.
         trailers: empty until the end of the body.
     """
@@ -38,7 +39,6 @@ class ResponseBody:
         "_guard",
         "_is_closing",
         "_is_complete",
-        "_is_open",
         "_is_traced",
         "_now",
         "_pool",
@@ -48,6 +48,7 @@ class ResponseBody:
         "_switched",
         "_timeout",
         "_trace",
+        "is_open",
         "opened_at",
         "trailers",
     )
@@ -73,7 +74,7 @@ class ResponseBody:
         self._now = pool._now  # kept: the pool may move to another event loop, whose clock is another
         self.opened_at = self._now()
         self._record = claim.record
-        self._is_open = True
+        self.is_open = True
         self._is_complete = switched
         # A raw lock, only ever tried: it tells a second reader, in a thread or a task, from the first.
         self._reading = _thread.allocate_lock()
@@ -97,9 +98,10 @@ class ResponseBody:
                 raise ReadError("the response is being closed", phase="read")
             raise ConcurrencyError("another thread or task is reading this response", phase="read")
         try:
-            if not self._is_open or self._switched:
+            if not self.is_open or self._switched:
                 return self._after_the_end()
-            if not self._pool._runtime.is_here():
+            pool = self._pool
+            if not (pool._world.is_blocking or pool._runtime.is_here()):
                 raise ConcurrencyError("the response belongs to another event loop", phase="read")
             if self._trace is None:
                 return await self._receive()
@@ -108,6 +110,17 @@ class ResponseBody:
             self._reading.release()
             if self._record is not None:
                 self._pool.tell_at_end(self._record)
+
+    async def receive_whole(self) -> bytes:
+        """All bytes up to the end. Errors are those of `receive`."""
+        piece = await self.receive()
+        if self._is_complete:
+            return piece  # at once, as most are
+        pieces = [piece]
+        while piece:
+            piece = await self.receive()
+            pieces.append(piece)
+        return b"".join(pieces)
 
     async def _receive(self) -> bytes:
         connection = self._connection
@@ -146,7 +159,7 @@ class ResponseBody:
             await trace.failed("receive_response_body", error)
             await trace.around("response_closed", {**self._connection.extensions}, nothing)
             raise
-        if not self._is_open:
+        if not self.is_open:
             await trace.complete("receive_response_body")
             await trace.around("response_closed", {**self._connection.extensions}, nothing)
         return data
@@ -177,13 +190,13 @@ class ResponseBody:
 
     async def close(self) -> None:
         """Let go of the connection, whatever is unread. While another thread reads, that one gets `ReadError`."""
-        if not self._is_open:
+        if not self.is_open:
             return
         if not self._reading.acquire(False):
             self._interrupt_reader()
             return
         try:
-            if not self._is_open:
+            if not self.is_open:
                 return
             self._is_closing = True
             self._note_close()
@@ -206,7 +219,7 @@ class ResponseBody:
 
     def abort(self) -> None:
         """Let go of the connection without farewell. Never waits; may be called by a finaliser."""
-        if self._is_open:
+        if self.is_open:
             self._note_close()
             self._end(reusable=False)
             if self._record is not None:
@@ -221,7 +234,7 @@ class ResponseBody:
     def _interrupt_reader(self) -> None:
         if self._guard.acquire(False):  # otherwise the reader is giving the connection up at this moment
             try:
-                if self._is_open:
+                if self.is_open:
                     self._note_close()
                     self._connection.abort()
             finally:
@@ -234,17 +247,20 @@ class ResponseBody:
         try:
             with self._guard:  # after this look at it nobody may abort it
                 reusable = connection.start_next()
-                self._is_open = False
+                self.is_open = False
             if not reusable:
                 connection.close_now()
         except BaseException:
             self._end(reusable=False)
             raise
-        self._end(reusable=reusable, idle_seconds=idle_seconds)
+        self._let_go(reusable, idle_seconds)
 
-    def _end(self, *, reusable: bool, idle_seconds: float | None = None) -> None:
+    def _end(self, *, reusable: bool) -> None:
         with self._guard:
-            self._is_open = False
+            self.is_open = False
+        self._let_go(reusable)
+
+    def _let_go(self, reusable: bool, idle_seconds: float | None = None) -> None:
         if self._must_not_lock:
             self._pool._abandon(self._claim)
         else:
@@ -260,7 +276,7 @@ class ResponseBody:
 
     def __del__(self) -> None:
         # A constructor that was interrupted has left some of it out.
-        if getattr(self, "_is_open", False) and self._claim.is_open:
+        if getattr(self, "is_open", False) and self._claim.is_open:
             # Not left to the claim's own finaliser: whoever records the warning keeps us, and the claim with us.
             if self._record is not None:
                 self._record.note_reason(ReleaseReason.ABANDONED)

@@ -35,6 +35,7 @@ from lamina_interfaces import (
     check_seconds,
 )
 
+from ._http11_fast import known_lines
 from ._models import ByteStream, Request, enforce_headers
 from ._urls import check_host, enforce_url, host_header
 
@@ -137,15 +138,14 @@ def check_request(request: Request, *, blocking: bool = True) -> RequestFraming:
             raise LocalProtocolError(f"illegal method {method!r}: it must be a token")
         if not _is_target(target):
             raise LocalProtocolError("illegal target: it must be visible ASCII characters, and at least one")
-        framing = _check_headers(headers)
+        length, is_chunked, expects_continue, is_upgrade, connection = _check_headers(headers)
     except (TypeError, ValueError, BytesWarning) as error:  # the last with `python -bb`
         if isinstance(error, LocalProtocolError):
             raise
         # A pattern for bytes was given something else, or a header was no pair.
         raise _wrong_type(request) from None
     stream = request.stream
-    length = framing.length
-    body: Body = "chunked" if framing.is_chunked else "none" if length is None else "length"
+    body: Body = "chunked" if is_chunked else "none" if length is None else "length"
     is_replayable = type(stream) is ByteStream
     if is_replayable:
         _check_whole_body(stream, body, length)  # type: ignore[arg-type] # the line above says that it is one
@@ -161,32 +161,32 @@ def check_request(request: Request, *, blocking: bool = True) -> RequestFraming:
         headers,
         body,
         length or 0,
-        framing.expects_continue and (framing.is_chunked or bool(length)),
+        expects_continue and (is_chunked or bool(length)),
         method in _IDEMPOTENT,
         is_replayable,
-        framing.is_upgrade,
+        is_upgrade,
         method == b"CONNECT",
-        b"close" in framing.connection,
-        b"keep-alive" in framing.connection,
+        b"close" in connection,
+        b"keep-alive" in connection,
     )
 
 
-class _HeaderFacts(NamedTuple):
-    """What the headers say to the connection."""
+def _check_headers(
+    headers: list[Header],
+) -> tuple[int | None, bool, bool, bool, frozenset[bytes] | tuple[()]]:
+    """Check every name and value. A wrong type comes out as a `TypeError` or `ValueError` of Python's own.
 
-    length: int | None
-    is_chunked: bool
-    expects_continue: bool
-    is_upgrade: bool
-    connection: frozenset[bytes] | tuple[()]
-
-
-def _check_headers(headers: list[Header]) -> _HeaderFacts:
-    """Check every name and value. A wrong type comes out as a `TypeError` or `ValueError` of Python's own."""
+    Returns:
+        What they say to the connection: Content-Length, if it is there; whether the body is chunked, waits for 100,
+        and an Upgrade is asked for; and the members of Connection.
+    """
     length: int | None = None
     is_chunked = expects_continue = is_upgrade = has_host = False
     connection: frozenset[bytes] | tuple[()] = ()
-    for name, value in headers:
+    for field in headers:
+        if type(field) is tuple and field in known_lines:
+            continue  # it was found to be in order before, and says nothing to the connection
+        name, value = field
         lowered = _KNOWN_NAMES.get(name)
         if lowered is None:
             if not _is_token(name):
@@ -226,7 +226,7 @@ def _check_headers(headers: list[Header]) -> _HeaderFacts:
         raise LocalProtocolError("the Host header is missing")
     if is_chunked and length is not None:
         raise LocalProtocolError("Content-Length and Transfer-Encoding exclude each other")
-    return _HeaderFacts(length, is_chunked, expects_continue, is_upgrade, connection)
+    return length, is_chunked, expects_continue, is_upgrade, connection
 
 
 def _tokens(value: bytes) -> frozenset[bytes]:

@@ -52,6 +52,9 @@ if TYPE_CHECKING:
 COALESCE_BYTES = 64 * 1024
 """Up to this size a head and a first piece of body go out in one write: one packet, one system call."""
 
+MAX_READ_SIZE = 1024 * 1024
+"""Up to this size reads grow, twofold with each that comes back full: fewer system calls for a large body."""
+
 EXPECT_CONTINUE_SECONDS = 1.0
 """How long a body is held back after `Expect: 100-continue` (RFC 9110, section 10.1.1: not "indefinite")."""
 
@@ -109,6 +112,7 @@ class HTTP11Connection:
         self.bytes_offered = 0
         self._runtime = runtime
         self._session = HTTP11Session()
+        self._read_size = DEFAULT_READ_SIZE
         self._early: ResponseHead | None = None
         self._first_piece: BytesLike = b""
         self._pieces: list[bytes] = []  # of the body: taken from the session, not yet by the caller
@@ -144,6 +148,7 @@ class HTTP11Connection:
         session = self._session
         self.bytes_sent = self.bytes_offered = 0
         self.trailers = []
+        self._read_size = DEFAULT_READ_SIZE
         self._early = None
         self._first_piece = b""
         self._has_ended = False
@@ -259,8 +264,9 @@ class HTTP11Connection:
                 if not self._is_body_wanted:
                     return
             pending = []
-        pending.append(session.send_end())
-        for buffer in _coalesced(pending):
+        if end := session.send_end():
+            pending.append(end)
+        for buffer in _coalesced(pending) if len(pending) > 1 else pending:
             await self._write(buffer, timeouts.write)
 
     @property
@@ -270,7 +276,8 @@ class HTTP11Connection:
 
     async def _write(self, buffer: BytesLike, timeout: float | None) -> None:
         if self._is_reused and not self.bytes_offered:
-            buffer = bytes(await self._write_some(memoryview(buffer), timeout))
+            rest = await self._write_some(memoryview(buffer), timeout)
+            buffer = bytes(rest) if rest else b""
         if buffer:
             self.bytes_offered += len(buffer)
             await self.stream.write(buffer, timeout)
@@ -431,7 +438,9 @@ class HTTP11Connection:
         if self._leading:
             data, self._leading = self._leading, b""
         else:
-            data = await self.stream.read(DEFAULT_READ_SIZE, timeout)
+            data = await self.stream.read(self._read_size, timeout)
+            if len(data) == self._read_size < MAX_READ_SIZE:
+                self._read_size *= 2
         if not data and self._is_aborted:
             # Some streams read our own closing, by another thread, as the peer's orderly end.
             raise ReadError("the connection was closed while it was being read", phase="read")
@@ -490,7 +499,7 @@ class HTTP11Connection:
 
     def start_next(self) -> bool:
         """Make ready for another request. Returns whether that is possible; if not, it is to be closed."""
-        if self._is_aborted or self._has_write_failed or self._session.obstacle_to_reuse() is not None:
+        if self._is_aborted or self._has_write_failed or not self._session.is_reusable:
             return False
         self._session.start_next()
         return True

@@ -18,7 +18,6 @@ Pure data: who tells it, and when, says `_observing.py`.
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,20 +25,9 @@ if TYPE_CHECKING:
     from lamina_interfaces import Phase
 
     from ._info import ConnectionInfo
+    from ._releasing import ReleaseReason
     from ._scheduler import CloseReason
     from ._urls import Origin
-
-
-class ReleaseReason(enum.Enum):
-    """Why a request has let go of its connection."""
-
-    COMPLETE = "the response was read to its end"
-    CLOSED_EARLY = "the response was closed before its end"
-    STALE = "the connection was dead, or refused the request; it is sent on another one"
-    FAILED = "the request failed"
-    CANCELLED = "the request was cancelled or interrupted"
-    ABANDONED = "the response was forgotten"
-    POOL_CLOSED = "the pool was closed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

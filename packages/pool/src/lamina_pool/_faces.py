@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lamina_interfaces import BytesLike, ResolvedAddress
 
     from ._body import ResponseBody
+    from ._models import ByteStream
     from ._stats import PoolStats
 
 S = TypeVar("S")
@@ -67,6 +68,8 @@ class BodyFace:
 
     __slots__ = ("_returned", "has_begun")
 
+    is_whole = False
+
     def __init__(self) -> None:
         self._returned: Any = None
         self.has_begun = False
@@ -115,6 +118,30 @@ class PlainBody(BodyFace):
                 close()
             except Exception as error:
                 raise CallerError(error) from error
+
+
+class WholeBody:
+    """A request's body that is there as a whole, in blocking and in async code. Fulfils `_io.BodySource`."""
+
+    __slots__ = ("_piece", "has_begun")
+
+    is_whole = True
+
+    def __init__(self, body: ByteStream) -> None:
+        self._piece: Any = body.content
+        self.has_begun = False
+
+    async def next(self) -> Any:
+        self.has_begun = True
+        piece, self._piece = self._piece, END
+        return piece
+
+    def put_back(self, piece: Any) -> None:
+        self._piece = piece
+        self.has_begun = False
+
+    async def aclose(self) -> None:
+        """Nothing is held."""
 
 
 class Switched(Generic[S]):

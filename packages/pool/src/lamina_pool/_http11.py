@@ -1,15 +1,19 @@
 """What an HTTP/1.1 connection may do next: bytes in, events out, no I/O.
 
-h11 parses, serialises and keeps the two state machines (RFC 9112). This module adds what a client that reuses
-connections has to decide besides:
+There are two ways through it. What is beyond doubt is written and read by the patterns of `_http11_fast.py`, and this
+module keeps count of what is still to be sent and to come. At the first thing that they do not recognise, in either
+direction, the exchange goes to a judge, h11 in `_http11_judge.py`, who decides and words the error. He is told what
+has been so far by a request and an answer that are framed as the real ones, as far as these were sent and read, and
+then gets all bytes that were not read yet; of an answer's head that is all of it. From there on he answers every
+question. The next exchange begins without him. What he says is what he would have said had he been asked from the
+start; the tests hold the two ways to that.
 
-- The one gate for reuse, `obstacle_to_reuse`. A connection is used again only if both sides are done, no byte
-  was left over, the framing was beyond doubt and the answer did not begin before the request had ended.
-  Whatever else may be the case, the connection is closed: closing one too many costs a handshake, reusing one
+What a client that reuses connections has to decide besides:
+
+- The one gate for reuse: `is_reusable`, and in words `obstacle_to_reuse`. A connection is used again only if both sides
+  are done, no byte was left over, the framing was beyond doubt and the answer did not begin before the request had
+  ended. Whatever else may be the case, the connection is closed: closing one too many costs a handshake, reusing one
   too many gives somebody another one's answer.
-- Limits that h11 leaves open: fields in a head, interim responses, their bytes; and how long a line may be that h11
-  matches against patterns whose time grows with the square of its length, blanks in a row above all. So h11 is fed
-  slice by slice while what comes may be a head or a chunk's header, and a head is looked through before.
 - An answer that is not HTTP/1.x is named for what it is (TLS, SSH, HTTP/2) at its first bytes, instead of
   being waited for until a time-out.
 
@@ -19,92 +23,49 @@ Every exception is one of lamina's: `LocalProtocolError` for what we were asked 
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING
 
-import h11
+from lamina_interfaces import LocalProtocolError
 
-from lamina_interfaces import LocalProtocolError, RemoteProtocolError
+from ._http11_events import MAX_CHUNK_OVERHEAD as MAX_CHUNK_OVERHEAD
+from ._http11_events import MAX_FIELDS as MAX_FIELDS
+from ._http11_events import MAX_HEAD_BYTES as MAX_HEAD_BYTES
+from ._http11_events import MAX_INTERIM_BYTES as MAX_INTERIM_BYTES
+from ._http11_events import MAX_INTERIM_RESPONSES as MAX_INTERIM_RESPONSES
+from ._http11_events import MAX_QUOTE as MAX_QUOTE
+from ._http11_events import BodyData as BodyData
+from ._http11_events import EndOfResponse as EndOfResponse
+from ._http11_events import InterimResponse as InterimResponse
+from ._http11_events import ResponseHead as ResponseHead
+from ._http11_events import describe_foreign_bytes as describe_foreign_bytes
+from ._http11_events import idle_seconds
+from ._http11_events import shortened as shortened
+from ._http11_fast import (
+    BEFORE_FIRST_CHUNK,
+    CHUNKED,
+    MAX_PLAIN_HEAD,
+    has_odd_end,
+    may_be_plain,
+    read_chunks,
+    read_head,
+    write_head,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lamina_interfaces import BytesLike
 
-Headers: TypeAlias = "list[tuple[bytes, bytes]]"
+    from ._http11_events import Event as Event
+    from ._http11_events import Headers as Headers
+    from ._http11_judge import HTTP11Judge
 
-MAX_HEAD_BYTES = 100 * 1024
-"""The most bytes of one head. Servers' own limits lie at 8 to 64 KiB."""
+# How far the request is …
+_UNSENT, _SENDING, _SENT = range(3)
+# … and what comes next of the answer.
+_HEAD, _LENGTH, _CHUNKS, _NOTHING = range(4)
 
-MAX_CHUNK_OVERHEAD = 8 * 1024
-"""The most bytes of one chunk's header, extensions included, or of the trailer section."""
-
-MAX_BLANKS = 1024
-"""The most blanks in a row in a head. Nobody needs two."""
-
-SLICE_BYTES = 8 * 1024
-"""How much h11 is fed at once while what comes may be a head or a chunk's header."""
-
-MAX_FIELDS = 256
-"""The most fields in one head or trailer section; in a head, the most lines of them."""
-
-MAX_INTERIM_RESPONSES = 16
-"""The most 1xx responses before the final one. A server needs one or two (100, 103)."""
-
-MAX_INTERIM_BYTES = 64 * 1024
-"""The most bytes of fields in all 1xx responses to one request."""
-
-MAX_QUOTE = 200
-"""The most characters of what a peer sent that an error message quotes."""
-
-KEEP_ALIVE_MARGIN = 1.0
-"""Seconds by which a server's `Keep-Alive: timeout=` is shortened, for a request that is on its way as it ends."""
-
-_PREFIX = b"HTTP/"
-_CUT_OFF = "the server ended the connection in the midst of its response"
-_HEAD_END = re.compile(rb"\n\r?\n")
-_BLANKS = re.compile(rb"[ \t]{%d}" % (MAX_BLANKS + 1))
-_KEEP_ALIVE_TIMEOUT = re.compile(rb"(?:^|[,;\s])timeout\s*=\s*\"?(\d{1,9})\"?(?=$|[,;\s])", re.IGNORECASE)
-
-
-class InterimResponse(NamedTuple):
-    """A 1xx response that is not the answer yet (RFC 9110, section 15.2)."""
-
-    status: int
-    headers: Headers
-
-
-class ResponseHead(NamedTuple):
-    """Status line and fields of the answer.
-
-    Attributes:
-        http_version: `b"HTTP/1.1"` or `b"HTTP/1.0"`.
-        status: 200 to 599 and beyond, or 101 when the server switches protocols as it was asked to.
-        reason: the reason phrase, often empty.
-        headers: the fields in their order, names as the server wrote them.
-        switches_protocol: whether what follows is no longer HTTP: after 101, and after 2xx to CONNECT.
-    """
-
-    http_version: bytes
-    status: int
-    reason: bytes
-    headers: Headers
-    switches_protocol: bool
-
-
-class BodyData(NamedTuple):
-    """A piece of the answer's body; not empty."""
-
-    data: bytes
-
-
-class EndOfResponse(NamedTuple):
-    """The answer is complete."""
-
-    trailers: Headers
-
-
-Event: TypeAlias = "InterimResponse | ResponseHead | BodyData | EndOfResponse"
+_HOST = (b"Host", b"a.test")  # in what the judge is told
 
 
 class HTTP11Session:
@@ -112,31 +73,48 @@ class HTTP11Session:
 
     Attributes:
         has_answer_begun: whether any byte of the answer to the present request has come.
-        is_answered_early: whether the final response began before the request had ended.
         exchanges: how many requests were begun.
     """
 
+    __slots__ = (
+        "_awaited",
+        "_buffer",
+        "_has_peer_ended",
+        "_is_answered_early",
+        "_is_head_request",
+        "_judge",
+        "_keep_alive_timeout",
+        "_keeps_alive",
+        "_left",
+        "_length",
+        "_progress",
+        "_searched",
+        "_status",
+        "_unsent",
+        "exchanges",
+        "has_answer_begun",
+    )
+
     def __init__(self) -> None:
-        self._h11 = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
-        self._unfed = memoryview(b"")
-        self._has_peer_ended = False
-        self._is_end_fed = False
-        self._has_failed = False
         self.exchanges = 0
+        self._has_peer_ended = False
         self._begin()
 
     def _begin(self) -> None:
         self.has_answer_begun = False
-        self.is_answered_early = False
-        self._prefix = b""
-        self._interim_responses = 0
-        self._interim_bytes = 0
-        self._is_framing_ambiguous = False
-        self._is_delimited_by_close = False
-        self._is_chunked = False
-        self._is_head_next = True
-        self._body_left: int | None = None
+        self._judge: HTTP11Judge | None = None
+        self._progress = _UNSENT
+        self._is_head_request = False
+        self._unsent = 0  # bytes of the request's body, or CHUNKED
+        self._awaited = _HEAD
+        self._buffer = b""  # what has come and was not read
+        self._searched = 0  # so far there is no end of the head in it
+        self._status = 0
+        self._length = 0  # of the answer's body
+        self._left = 0  # of that, or of the chunk that is being read
+        self._keeps_alive = True
         self._keep_alive_timeout: int | None = None
+        self._is_answered_early = False
 
     # --- sending -------------------------------------------------------------------------------------------
 
@@ -146,10 +124,13 @@ class HTTP11Session:
         Raises:
             LocalProtocolError: it is not valid, or the connection is not ready for a request.
         """
-        try:
-            data = self._h11.send(h11.Request(method=method, target=target, headers=headers))
-        except h11.LocalProtocolError as error:
-            raise LocalProtocolError(str(error), phase="write") from error
+        plain = write_head(method, target, headers) if self._progress == _UNSENT else None
+        if plain is None or self._judge is not None:
+            data = self._judged().send_head(method, target, headers)
+        else:
+            data, self._unsent = plain
+            self._is_head_request = method == b"HEAD"
+            self._progress = _SENDING
         self.exchanges += 1
         return data
 
@@ -159,11 +140,14 @@ class HTTP11Session:
         Raises:
             LocalProtocolError: more than the declared Content-Length.
         """
-        try:
-            # h11's types say `bytes`, its documentation any bytes-like object.
-            return self._h11.send_with_data_passthrough(h11.Data(data=data)) or ()  # type: ignore[arg-type]
-        except h11.LocalProtocolError as error:
-            raise LocalProtocolError(str(error), phase="write") from error
+        size = len(data)
+        if self._judge is None and self._progress == _SENDING:
+            if self._unsent == CHUNKED:
+                return (b"%x\r\n" % size, data, b"\r\n") if size else ()
+            if size <= self._unsent:
+                self._unsent -= size
+                return (data,)
+        return self._judged().send_body(data)
 
     def send_end(self) -> bytes:
         """End the request; what is still to be sent for it.
@@ -171,10 +155,10 @@ class HTTP11Session:
         Raises:
             LocalProtocolError: less than the declared Content-Length.
         """
-        try:
-            return self._h11.send(h11.EndOfMessage())
-        except h11.LocalProtocolError as error:
-            raise LocalProtocolError(str(error), phase="write") from error
+        if self._judge is None and self._progress == _SENDING and self._unsent <= 0:
+            self._progress = _SENT
+            return b"0\r\n\r\n" if self._unsent == CHUNKED else b""
+        return self._judged().send_end()
 
     # --- receiving -----------------------------------------------------------------------------------------
 
@@ -184,237 +168,196 @@ class HTTP11Session:
         Raises:
             RemoteProtocolError: this is not HTTP/1.x, or nothing at all.
         """
+        if self._judge is None:
+            if self._awaited != _HEAD:
+                self._buffer += data
+                self._has_peer_ended |= not data
+                return
+            buffer = self._buffer + data
+            if data and self._progress != _UNSENT and may_be_plain(buffer):
+                self.has_answer_begun = True
+                self._buffer = buffer
+                return
+        judge = self._judged()
         if data:
             self.has_answer_begun = True
-            if len(self._prefix) < len(_PREFIX):
-                self._prefix = (self._prefix + data[: len(_PREFIX)])[: len(_PREFIX)]
-                if not _PREFIX.startswith(self._prefix):
-                    self._has_failed = True
-                    raise RemoteProtocolError(
-                        describe_foreign_bytes(data, "an HTTP/1.x response"), phase="read"
-                    )
-            if len(data) <= SLICE_BYTES and not self._unfed:
-                self._h11.receive_data(data)
-                return
-            self._unfed = memoryview(bytes(self._unfed) + data if self._unfed else data)
-        else:
-            self._has_peer_ended = True
-            if not self.has_answer_begun:
-                self._has_failed = True
-                raise RemoteProtocolError(
-                    "the server ended the connection without sending a response", phase="read"
-                )
-        self._feed()
-
-    def _feed(self) -> bool:
-        """Let h11 have more of what has come. Returns whether there was any."""
-        if self._unfed:
-            size = SLICE_BYTES if self._is_head_next or self._is_chunked else len(self._unfed)
-            # h11's types say `bytes`; it only appends them to a bytearray.
-            self._h11.receive_data(self._unfed[:size])  # type: ignore[arg-type]
-            self._unfed = self._unfed[size:]
-            return True
-        if self._has_peer_ended and not self._is_end_fed:
-            self._is_end_fed = True
-            self._h11.receive_data(b"")
-            return True
-        return False
+        judge.receive(data)
 
     def next_event(self) -> Event | None:
         """The next thing that has come, or `None` if more bytes are needed first.
 
         Raises:
-            RemoteProtocolError: the peer broke the protocol, or one of the limits above. After that there is
+            RemoteProtocolError: the peer broke the protocol, or one of the limits. After that there is
                 no more to come.
         """
-        if not self.has_answer_begun:
+        if self._judge is not None:
+            return self._judge.next_event()
+        if self._awaited == _HEAD:
+            return self._next_head() if self._buffer else None
+        if self._awaited == _CHUNKS and (body := self._read_chunks()):
+            return BodyData(body)
+        if self._judge is not None:
+            return self._judge.next_event()
+        if self._awaited == _LENGTH:
+            return self._next_of_length()
+        return None
+
+    def _next_head(self) -> Event | None:
+        buffer = self._buffer
+        end = buffer.find(b"\r\n\r\n", self._searched)
+        if end < 0:
+            if len(buffer) > MAX_PLAIN_HEAD or has_odd_end(buffer, self._searched):
+                return self._judged().next_event()
+            self._searched = max(0, len(buffer) - 3)
             return None
+        plain = read_head(buffer, end, self._is_head_request)
+        if plain is None:
+            return self._judged().next_event()
+        head, self._length, self._keeps_alive, self._keep_alive_timeout = plain
+        self._buffer = buffer[end + 4 :]
+        self._status = head.status
+        self._is_answered_early = self._progress == _SENDING
+        if self._length == CHUNKED:
+            self._awaited = _CHUNKS
+            self._left = BEFORE_FIRST_CHUNK
+        else:
+            self._awaited = _LENGTH
+            self._left = self._length
+        return head
+
+    def _next_of_length(self) -> Event | None:
+        left = self._left
+        if not left:
+            self._awaited = _NOTHING
+            return EndOfResponse([])
+        data = self._buffer
+        if not data:
+            return self._judged().next_event() if self._has_peer_ended else None
+        self._buffer = data[left:]
+        if len(data) > left:
+            data = data[:left]
+        self._left = left - len(data)
+        return BodyData(data)
+
+    def _read_chunks(self) -> bytes:
+        """What there is of the body. If that is nothing, and cannot become more, the judge is called."""
+        chunks = read_chunks(self._buffer, self._left)
+        self._buffer = self._buffer[chunks.end :]
+        self._left = chunks.left
+        if chunks.has_ended:
+            self._awaited = _LENGTH  # … of which nothing is left
+            self._left = 0
+        elif not chunks.body and (self._has_peer_ended or not chunks.is_plain):
+            self._judged()
+        return chunks.body
+
+    # --- the judge -----------------------------------------------------------------------------------------
+
+    def _judged(self) -> HTTP11Judge:
+        """The judge of this exchange, who knows what has been so far."""
+        if self._judge is not None:
+            return self._judge
         try:
-            return self._next_event()
-        except RemoteProtocolError:
-            self._has_failed = True
-            raise
+            from ._http11_judge import HTTP11Judge  # and h11 with it: most programs never need them
+        except (ImportError, OSError) as error:  # the second where there are no descriptors left
+            raise LocalProtocolError(f"h11 cannot be imported: {error}") from error
 
-    def _next_event(self) -> Event | None:
-        while (event := self._parse()) is h11.NEED_DATA:
-            if self._is_chunked and len(self._h11.trailing_data[0]) > MAX_CHUNK_OVERHEAD:
-                raise RemoteProtocolError(
-                    f"a chunk's header or the trailer section is larger than {MAX_CHUNK_OVERHEAD} bytes",
-                    phase="read",
-                )
-            if not self._feed():
-                return None
-        if isinstance(event, h11.Data):
-            if self._body_left is not None:
-                self._body_left -= len(event.data)
-            return BodyData(bytes(event.data))
-        if isinstance(event, h11.EndOfMessage):
-            return EndOfResponse(_checked_fields(event.headers.raw_items(), "trailer section"))
-        if isinstance(event, h11.InformationalResponse):
-            return self._interim(event)
-        if isinstance(event, h11.Response):
-            return self._final(event)
-        if event is h11.PAUSED:
-            return EndOfResponse([])  # after a switch of protocols there is nothing more of ours
-        raise RemoteProtocolError(_CUT_OFF, phase="read")
-
-    def _parse(self) -> Any:
-        if self._is_head_next:
-            self._look_through_head()
-        try:
-            return self._h11.next_event()
-        except h11.RemoteProtocolError as error:
-            # h11 raises what its frame has in a variable: a cycle, which would keep the whole connection.
-            if self._is_head_next and self._is_end_fed:
-                raise RemoteProtocolError(_CUT_OFF, phase="read") from error.with_traceback(None)
-            raise RemoteProtocolError(shortened(str(error)), phase="read") from error.with_traceback(None)
-
-    def _look_through_head(self) -> None:
-        held = self._h11.trailing_data[0]
-        if len(held) <= MAX_BLANKS:
-            return
-        end = _HEAD_END.search(held)
-        if end is None:
-            return
-        if held.count(b"\n", 0, end.start()) > MAX_FIELDS:
-            raise RemoteProtocolError(
-                f"the response's head has more than {MAX_FIELDS} lines of fields", phase="read"
+        self._judge = judge = HTTP11Judge()
+        if self._progress != _UNSENT:
+            judge.send_head(
+                b"HEAD" if self._is_head_request else b"POST", b"/", [_HOST, _framing(self._unsent)]
             )
-        if _BLANKS.search(held, 0, end.start()):
-            raise RemoteProtocolError(
-                f"the response's head has more than {MAX_BLANKS} blanks in a row", phase="read"
-            )
+            if self._is_answered_early:
+                self._retell_answer(judge)
+            if self._progress == _SENT:
+                judge.send_end()
+            if self._awaited != _HEAD and not self._is_answered_early:
+                self._retell_answer(judge)
+        if self._buffer:
+            judge.receive(self._buffer)
+        if self._has_peer_ended:
+            judge.receive(b"")
+        return judge
 
-    def _interim(self, event: h11.InformationalResponse) -> Event:
-        headers = _checked_fields(event.headers.raw_items(), "head")
-        _check_version(event.http_version)
-        if event.status_code == 101:
-            self._is_head_next = False
-            return ResponseHead(b"HTTP/" + event.http_version, 101, bytes(event.reason), headers, True)
-        self._interim_responses += 1
-        self._interim_bytes += sum(len(name) + len(value) for name, value in headers)
-        if self._interim_responses > MAX_INTERIM_RESPONSES or self._interim_bytes > MAX_INTERIM_BYTES:
-            raise RemoteProtocolError(
-                f"the server sent {self._interim_responses} interim (1xx) responses and no final one",
-                phase="read",
-            )
-        return InterimResponse(event.status_code, headers)
-
-    def _final(self, event: h11.Response) -> ResponseHead:
-        headers = _checked_fields(event.headers.raw_items(), "head")
-        _check_version(event.http_version)
-        self._is_head_next = False
-        self.is_answered_early = self._h11.our_state is h11.SEND_BODY
-        self._judge_framing(event)
-        switches = self._h11.their_state is h11.SWITCHED_PROTOCOL
-        return ResponseHead(
-            b"HTTP/" + event.http_version, event.status_code, bytes(event.reason), headers, switches
-        )
-
-    def _judge_framing(self, event: h11.Response) -> None:
-        length = transfer_encoding = None
-        for name, value in event.headers:
-            if name == b"content-length":
-                length = value
-            elif name == b"transfer-encoding":
-                transfer_encoding = value
-            elif name == b"keep-alive" and (found := _KEEP_ALIVE_TIMEOUT.search(value)) is not None:
-                self._keep_alive_timeout = int(found.group(1))
-        # RFC 9112, section 6.3: both at once "might indicate an attempt to perform response splitting". The
-        # body is read by its chunks, as the RFC says; what follows it on this connection is not trusted.
-        self._is_framing_ambiguous = length is not None and transfer_encoding is not None
-        if event.status_code == 204 and (transfer_encoding is not None or length not in (None, b"0")):
-            # RFC 9110, section 8.6: must not be sent. The body that it announces may be on its way.
-            self._is_framing_ambiguous = True
-        self._is_chunked = self._h11.their_state is h11.SEND_BODY and transfer_encoding is not None
-        if self._h11.their_state is h11.SEND_BODY and transfer_encoding is None:
-            self._is_delimited_by_close = length is None
-            # h11 has checked that it is one number, however often it was repeated.
-            self._body_left = None if length is None else int(length.split(b",")[0])
+    def _retell_answer(self, judge: HTTP11Judge) -> None:
+        """Tell of a head and a body like those of the answer, as far as these have been read."""
+        left = 0 if self._awaited == _NOTHING else CHUNKED if self._length == CHUNKED else self._left
+        headers = [_framing(left)]
+        if not self._keeps_alive:
+            headers.append((b"Connection", b"close"))
+        if self._keep_alive_timeout is not None:
+            headers.append((b"Keep-Alive", b"timeout=%d" % self._keep_alive_timeout))
+        lines = [b"%b: %b\r\n" % field for field in headers]
+        judge.receive(b"HTTP/1.1 %d x\r\n%b\r\n" % (self._status, b"".join(lines)))
+        judge.next_event()
+        if self._awaited == _NOTHING:
+            judge.next_event()  # the end
+        elif self._length != CHUNKED:
+            judge.length = self._length
+        elif self._awaited == _LENGTH:
+            judge.receive(b"0\r\n\r\n")
+        elif self._left > 0:
+            judge.receive(b"%x\r\n" % self._left)
+            judge.next_event()  # not yet
+        elif self._left == 0:
+            judge.receive(b"1\r\nx")
+            judge.next_event()  # a chunk, and not what must stand behind it
 
     # --- after the answer ----------------------------------------------------------------------------------
 
     @property
+    def is_answered_early(self) -> bool:
+        """Whether the final response began before the request had ended."""
+        return self._is_answered_early if self._judge is None else self._judge.is_answered_early
+
+    @property
     def is_delimited_by_close(self) -> bool:
         """Whether nothing but the orderly end of the connection tells where the body ends."""
-        return self._is_delimited_by_close
+        return self._judge is not None and self._judge.is_delimited_by_close
 
     @property
     def body_left(self) -> int | None:
         """Bytes of the body still to come, where its length was declared; 0 before and after the body."""
-        return self._body_left if self._h11.their_state is h11.SEND_BODY else 0
+        if self._judge is not None:
+            return self._judge.body_left
+        if self._awaited in (_HEAD, _NOTHING):
+            return 0
+        return None if self._length == CHUNKED else self._left
 
     @property
     def idle_seconds(self) -> float:
         """How long the server will keep the idle connection, by its own word; `inf` if it said nothing."""
-        if self._keep_alive_timeout is None:
-            return float("inf")
-        return max(0.0, self._keep_alive_timeout - KEEP_ALIVE_MARGIN)
+        return idle_seconds(self._keep_alive_timeout) if self._judge is None else self._judge.idle_seconds
 
     @property
     def left_over(self) -> bytes:
         """Bytes that came behind the answer: the first of the new protocol after a switch, else a fault."""
-        return self._h11.trailing_data[0] + self._unfed
+        return self._buffer if self._judge is None else self._judge.left_over
+
+    @property
+    def is_reusable(self) -> bool:
+        """Whether the connection can take another request. The one gate."""
+        if self._judge is not None:
+            return self._judge.obstacle_to_reuse() is None
+        return (
+            self._awaited == _NOTHING
+            and self._progress == _SENT
+            and self._keeps_alive
+            and not self._is_answered_early
+            and not self._has_peer_ended
+            and not self._buffer
+        )
 
     def obstacle_to_reuse(self) -> str | None:
-        """Why the connection cannot take another request, or `None` if it can. The one gate."""
-        if self._has_failed:
-            return "the peer broke the protocol"
-        if self._has_peer_ended:
-            return "the server has ended the connection"
-        ours, theirs = self._h11.our_state, self._h11.their_state
-        if h11.SWITCHED_PROTOCOL in (ours, theirs):
-            return "the protocol was switched"
-        if self.is_answered_early:
-            return "the answer came before the request had ended"
-        if theirs is h11.MUST_CLOSE or ours is h11.MUST_CLOSE:
-            return "the connection was not to be kept alive"
-        if ours is not h11.DONE:
-            return "the request was not sent to its end"
-        if theirs is not h11.DONE:
-            return "the response was not read to its end"
-        if self.left_over:
-            return "bytes came behind the end of the response"
-        if self._is_framing_ambiguous:
-            return "the response was framed in two ways at once"
-        return None
+        """Why the connection cannot take another request, in the judge's words, or `None` if it can."""
+        return None if self.is_reusable else self._judged().obstacle_to_reuse()
 
     def start_next(self) -> None:
-        """Make ready for another request. Only where `obstacle_to_reuse` finds none."""
-        self._h11.start_next_cycle()
+        """Make ready for another request. Only where it `is_reusable`."""
         self._begin()
 
 
-def _checked_fields(fields: Headers, where: str) -> Headers:
-    """Refuse what is over the limits; h11 checks the size only of what has not come whole."""
-    if len(fields) > MAX_FIELDS:
-        raise RemoteProtocolError(f"the response's {where} has {len(fields)} fields", phase="read")
-    if sum(len(name) + len(value) for name, value in fields) > MAX_HEAD_BYTES:
-        raise RemoteProtocolError(
-            f"the response's {where} is larger than {MAX_HEAD_BYTES} bytes", phase="read"
-        )
-    return fields
-
-
-def _check_version(version: bytes) -> None:
-    # RFC 9112, section 2.3; h11 takes any digits.
-    if version[:2] != b"1.":
-        raise RemoteProtocolError(
-            f"the server answered in HTTP/{version.decode('ascii')} to a request in HTTP/1.1", phase="read"
-        )
-
-
-def shortened(text: str) -> str:
-    """h11 quotes a whole line, which may be as long as a head may be."""
-    return text if len(text) <= MAX_QUOTE else f"{text[:MAX_QUOTE]}…"
-
-
-def describe_foreign_bytes(data: bytes, expected: str) -> str:
-    """Say what a peer speaks whose first bytes are not those of what was expected."""
-    if data[:1] in (b"\x15", b"\x16") and data[1:2] in (b"\x03", b""):
-        return "the server answered with TLS to a request without TLS; is this an https port?"
-    if data[3:4] == b"\x04" and data[5:9] == bytes(4):
-        return "the server speaks HTTP/2 where HTTP/1.1 was expected"
-    if data.startswith(b"SSH-"):
-        return "the server speaks SSH, not HTTP"
-    return f"the server's answer is not {expected}; it begins with {data[:32]!r}"
+def _framing(length: int) -> tuple[bytes, bytes]:
+    if length == CHUNKED:
+        return (b"Transfer-Encoding", b"chunked")
+    return (b"Content-Length", b"%d" % length)

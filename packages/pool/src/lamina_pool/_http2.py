@@ -1,8 +1,9 @@
 """What an HTTP/2 connection may do next: bytes in, news of streams out, no I/O.
 
-The work is divided. What we send is h2's: HPACK, header blocks cut into frames, the windows for what we send, and the
-server's SETTINGS, which rule all that. What the server sends is read here, frame by frame, with h2's HPACK decoder, for
-h2 ends the whole connection where it must live on:
+The work is divided. h2 has what belongs to the connection as a whole: both sides of HPACK, and the server's SETTINGS,
+which are checked and answered there. The frames of streams are made and read here, with their windows. For one thing
+h2 describes each frame that it receives, its payload too, for a log that nobody keeps, which takes longer than all the
+rest. For another it ends the whole connection where it must live on:
 
 - GOAWAY closes h2's state. Here, streams up to the last one that the server named go on, later ones were refused.
 - A malformed response, or a body that is not as long as it was declared, ends one stream. The others go on.
@@ -15,11 +16,16 @@ that sleeps must not stop the others. A stream's is given back as its reader tak
 than one window. That window starts small, and doubles while it, not the reader or the line, is what slows the stream:
 when half a window was taken within two round trips of the half before. Streams opened later start with that size.
 
+Header blocks. Most requests on a connection are alike, and so are the answers: their blocks consist of references to
+the compression tables. Such a block changes no table, so it means the same until another block comes that may change
+one (RFC 7541, section 2.3.2). Until then what is known of it is looked up, and not worked out again.
+
 A fault of the connection never raises: it ends up in `failure`, there and in each open stream.
 """
 
 from __future__ import annotations
 
+import re
 import struct
 from typing import TYPE_CHECKING, Final
 
@@ -34,7 +40,9 @@ from ._http2_frames import (
     ACK,
     CANCEL,
     COMPRESSION_ERROR,
+    CONTINUATION,
     DATA,
+    END_HEADERS,
     END_STREAM,
     ENHANCE_YOUR_CALM,
     FLOW_CONTROL_ERROR,
@@ -58,7 +66,13 @@ from ._http2_frames import (
     frame,
     without_padding,
 )
-from ._http2_headers import MalformedMessage, check_response, check_trailers, request_fields
+from ._http2_headers import (
+    MalformedMessage,
+    ResponseFields,
+    check_response,
+    check_trailers,
+    request_fields,
+)
 from ._http11 import (
     MAX_HEAD_BYTES,
     MAX_INTERIM_BYTES,
@@ -117,6 +131,9 @@ MAX_SEND_BYTES = 64 * 1024
 SMALL_CHUNK = 4096
 """Bytes of DATA below which they are gathered: an object for each costs more than the byte that it holds."""
 
+MAX_KNOWN_BLOCKS = 64
+"""Of how many header blocks in each direction it is remembered what they mean."""
+
 _MAX_WINDOW: Final = 2**31 - 1
 _DEFAULT_WINDOW: Final = 65_535
 
@@ -132,11 +149,8 @@ _UINT32 = struct.Struct(">I")
 _SETTING = struct.Struct(">HI")
 
 
-class _H2Connection(h2.connection.H2Connection):
-    @property
-    def open_outbound_streams(self) -> int:
-        """None: who may open a stream is decided here, and h2 would go through all of them to find out."""
-        return 0
+# References alone (RFC 7541, section 6.1), to the first 126 entries, which nearly all are.
+_has_only_references = re.compile(rb"[\x81-\xfe]*").fullmatch
 
 
 class HTTP2Stream:
@@ -166,6 +180,7 @@ class HTTP2Stream:
         "_is_cut_off",
         "_is_head",
         "_received",
+        "_send_window",
         "_session",
         "_uncredited",
         "_unsent",
@@ -185,7 +200,9 @@ class HTTP2Stream:
         "trailers",
     )
 
-    def __init__(self, session: HTTP2Session, number: int, framing: RequestFraming, window: int) -> None:
+    def __init__(
+        self, session: HTTP2Session, number: int, framing: RequestFraming, window: int, send_window: int
+    ) -> None:
         self.id = number
         self.head: ResponseHead | None = None
         self.trailers: Headers = []
@@ -208,6 +225,7 @@ class HTTP2Stream:
         self._interim_bytes = 0
         self._content_length: int | None = None
         self._received = 0
+        self._send_window = send_window
         self._window = window
         self._window_left = window
         self._uncredited = 0
@@ -265,7 +283,7 @@ class HTTP2Session:
     """
 
     def __init__(self, now: float) -> None:
-        self._h2 = _H2Connection(
+        self._h2 = h2.connection.H2Connection(
             h2.config.H2Configuration(
                 client_side=True,
                 header_encoding=None,
@@ -286,11 +304,16 @@ class HTTP2Session:
         self._unsent_control = 0
         self._limit: int = PRESUMED_STREAMS
         self._blocked: dict[HTTP2Stream, None] = {}
+        self._send_window = _DEFAULT_WINDOW
+        self._first_send_window = _DEFAULT_WINDOW
+        self._max_payload: int = self._h2.max_outbound_frame_size
+        self._known_requests: dict[tuple[tuple[bytes, bytes], ...], bytes] = {}
         self._has_said_goodbye = False
         # Receiving.
         self._reader = FrameReader()
         self._patience = Patience()
         self._news: dict[HTTP2Stream, None] = {}
+        self._known_heads: dict[bytes, ResponseFields] = {}
         self.last_id: int | None = None
         self._farewell = ""
         # Windows.
@@ -372,11 +395,16 @@ class HTTP2Session:
         if ends and framing.body == "length" and framing.length:
             raise _wrong_length(framing.length, 0)
         number = self._next_id
-        try:
-            self._h2.send_headers(number, fields, end_stream=ends)
-        except h2.exceptions.H2Error as error:
-            raise LocalProtocolError(str(error), phase="write") from error.with_traceback(None)
-        stream = HTTP2Stream(self, number, framing, self._first_window)
+        block, step = self._encode(fields), self._max_payload
+        flags = END_STREAM if ends else 0
+        if len(block) <= step:
+            self._output.append(frame(HEADERS, flags | END_HEADERS, number, block))
+        else:
+            self._output.append(frame(HEADERS, flags, number, block[:step]))
+            for start in range(step, len(block), step):
+                flags = END_HEADERS if start + step >= len(block) else 0
+                self._output.append(frame(CONTINUATION, flags, number, block[start : start + step]))
+        stream = HTTP2Stream(self, number, framing, self._first_window, self._first_send_window)
         stream._has_sent_end = ends
         self._streams[number] = stream
         self.opened += 1
@@ -384,12 +412,22 @@ class HTTP2Session:
         if self._next_id > MAX_STREAM_ID:
             self.is_draining = True
         self._patience.allow(FRAMES_PER_REQUEST)
-        self._output.append(self._h2.data_to_send())
         extra = self._grown_window - STREAM_WINDOW
         if extra:
             stream._window += extra
             self._open_window(stream, extra)
         return stream
+
+    def _encode(self, fields: Headers) -> bytes:
+        known, key = self._known_requests, tuple(fields)
+        block = known.get(key)
+        if block is None:
+            block = self._h2.encoder.encode(fields)
+            if len(known) >= MAX_KNOWN_BLOCKS or not _has_only_references(block):
+                known.clear()
+            else:
+                known[key] = block
+        return block
 
     def presume(self, streams: int) -> None:
         """Open no more streams than these before the server has named a number: others of its connections had it."""
@@ -416,15 +454,16 @@ class HTTP2Session:
             )
         if stream._has_sent_end:
             raise LocalProtocolError("the request's body was ended before", phase="write")
-        size = min(len(data), MAX_SEND_BYTES, self._h2.local_flow_control_window(stream.id))
+        size = min(len(data), MAX_SEND_BYTES, self._send_window, stream._send_window)
         if size <= 0:
             if len(data):
                 self._blocked[stream] = None
             return 0
-        step = self._h2.max_outbound_frame_size
+        step = self._max_payload
         for start in range(0, size, step):
-            self._h2.send_data(stream.id, data[start : min(start + step, size)])
-        self._output.append(self._h2.data_to_send())
+            self._output.append(frame(DATA, 0, stream.id, data[start : min(start + step, size)]))
+        self._send_window -= size
+        stream._send_window -= size
         if stream._unsent is not None:
             stream._unsent -= size
         if size < len(data) and size < MAX_SEND_BYTES:
@@ -454,8 +493,7 @@ class HTTP2Session:
                 f"the request's body is shorter than declared: {missing} bytes are missing", phase="write"
             )
         stream._has_sent_end = True
-        self._h2.end_stream(stream.id)
-        self._output.append(self._h2.data_to_send())
+        self._output.append(frame(DATA, END_STREAM, stream.id))
         if stream.has_ended:
             self._close(stream)
 
@@ -506,10 +544,9 @@ class HTTP2Session:
         self._close(stream)
 
     def _close(self, stream: HTTP2Stream) -> None:
-        """Forget it, here and in h2: later frames for it are recognised by its number."""
+        """Forget it: later frames for it are recognised by its number."""
         stream.is_open = False
         del self._streams[stream.id]
-        del self._h2.streams[stream.id]
         self._blocked.pop(stream, None)
 
     # --- windows -------------------------------------------------------------------------------------------
@@ -634,15 +671,11 @@ class HTTP2Session:
             self._end_response(stream)
 
     def _read_headers(self, flags: int, stream_id: int, block: bytes) -> None:
-        """Decode it in any case: the compression table is the connection's."""
-        _check_table_updates(block)
-        try:
-            fields = list(self._h2.decoder.decode(block, raw=True))
-        except Exception as error:
-            # hpack says that a list is too long by an error like any other, and then leaves the table as it is.
-            message = f"the response's head cannot be decoded: {shortened(str(error) or repr(error))}"
-            raise ConnectionFault(COMPRESSION_ERROR, message) from error
         stream = self._streams.get(stream_id)
+        head = self._known_heads.get(block)
+        is_head = stream is not None and stream.head is None
+        # Decoded also where nobody wants it: the compression table is the connection's.
+        fields = () if head is not None and is_head else self._decode(block)
         if stream is None:
             self._patience.note_idle_frame()
             return
@@ -650,29 +683,46 @@ class HTTP2Session:
         stream.has_answer_begun = True
         self._news[stream] = None
         try:
-            self._read_section(stream, fields, ends=bool(flags & END_STREAM))
+            if not is_head:
+                self._read_trailers(stream, fields, ends=bool(flags & END_STREAM))
+                return
+            if head is None:
+                head = check_response(fields)
+                if len(self._known_heads) < MAX_KNOWN_BLOCKS and _has_only_references(block):
+                    self._known_heads[block] = head
+            self._read_head(stream, head, ends=bool(flags & END_STREAM))
         except MalformedMessage as error:
             self._reset(stream, PROTOCOL_ERROR, str(error))
 
-    def _read_section(
+    def _decode(self, block: bytes) -> Sequence[tuple[bytes, bytes]]:
+        _check_table_updates(block)
+        if not _has_only_references(block):
+            self._known_heads.clear()
+        try:
+            return list(self._h2.decoder.decode(block, raw=True))
+        except Exception as error:
+            # hpack says that a list is too long by an error like any other, and then leaves the table as it is.
+            message = f"the response's head cannot be decoded: {shortened(str(error) or repr(error))}"
+            raise ConnectionFault(COMPRESSION_ERROR, message) from error
+
+    def _read_trailers(
         self, stream: HTTP2Stream, fields: Sequence[tuple[bytes, bytes]], *, ends: bool
     ) -> None:
         if stream.has_ended:
             raise MalformedMessage("the server sent fields after the end of its response")
-        if stream.head is not None:
-            if not ends:
-                raise MalformedMessage("the server sent a second head in the midst of its response")
-            stream.trailers = check_trailers(fields)
-        else:
-            status, headers, length = check_response(fields)
-            if status < 200:
-                self._read_interim(stream, status, headers, ends=ends)
-                return
-            stream.head = ResponseHead(b"HTTP/2", status, b"", headers, False)
-            if stream._is_head or status in (204, 304):
-                stream._content_length = 0
-            else:
-                stream._content_length = length
+        if not ends:
+            raise MalformedMessage("the server sent a second head in the midst of its response")
+        stream.trailers = check_trailers(fields)
+        self._end_response(stream)
+
+    def _read_head(self, stream: HTTP2Stream, head: ResponseFields, *, ends: bool) -> None:
+        status, headers, length = head
+        if status < 200:
+            self._read_interim(stream, status, headers, ends=ends)
+            return
+        # A list of its own: the caller may change it.
+        stream.head = ResponseHead(b"HTTP/2", status, b"", headers.copy(), False)
+        stream._content_length = 0 if stream._is_head or status in (204, 304) else length
         if ends:
             self._end_response(stream)
 
@@ -722,24 +772,21 @@ class HTTP2Session:
     def _read_window_update(self, stream_id: int, payload: bytes) -> None:
         increment = _UINT32.unpack(payload)[0] & 0x7FFFFFFF
         stream = self._streams.get(stream_id)
-        window = (self._h2 if stream is None else self._h2.streams[stream_id]).outbound_flow_control_window
+        window = self._send_window if stream is None else stream._send_window
         if increment < SMALL_INCREMENT or window > AMPLE_WINDOW or (stream_id and stream is None):
             self._patience.note_idle_frame()
-        if not stream_id:
-            if not 0 < increment <= _MAX_WINDOW - self._h2.outbound_flow_control_window:
-                raise ConnectionFault(
-                    FLOW_CONTROL_ERROR if increment else PROTOCOL_ERROR,
-                    f"the server opened the connection's window by {increment}",
-                )
-            self._h2.outbound_flow_control_window += increment
+        if stream is None and stream_id:
+            return
+        if not 0 < increment <= _MAX_WINDOW - window:
+            code = FLOW_CONTROL_ERROR if increment else PROTOCOL_ERROR
+            if stream is None:
+                raise ConnectionFault(code, f"the server opened the connection's window by {increment}")
+            self._reset(stream, code, f"the server opened the stream's window by {increment}")
+        elif stream is None:
+            self._send_window += increment
             self._wake_blocked()
-        elif stream is not None:
-            of_h2 = self._h2.streams[stream_id]
-            if not 0 < increment <= _MAX_WINDOW - of_h2.outbound_flow_control_window:
-                code = FLOW_CONTROL_ERROR if increment else PROTOCOL_ERROR
-                self._reset(stream, code, f"the server opened the stream's window by {increment}")
-                return
-            of_h2.outbound_flow_control_window += increment
+        else:
+            stream._send_window += increment
             if stream in self._blocked:
                 del self._blocked[stream]
                 self._news[stream] = None
@@ -781,9 +828,22 @@ class HTTP2Session:
             # The smallest and the last are announced (RFC 7541, section 4.2), and none larger than the last.
             changes[:] = dict.fromkeys((min(changes), changes[-1]))
         self._send_control(self._h2.data_to_send())
+        self._known_requests.clear()  # the next block may have to announce the table's new size
+        self._max_payload = self._h2.max_outbound_frame_size
+        self._change_first_window(self._h2.remote_settings.initial_window_size)
         limit = self._h2.remote_settings.get(h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS)
         self._limit = PRESUMED_STREAMS if limit is None else limit
         self._wake_blocked()  # the windows may be larger
+
+    def _change_first_window(self, size: int) -> None:
+        """The server changes what it takes of each stream, the open ones too (section 6.9.2)."""
+        growth, self._first_send_window = size - self._first_send_window, size
+        if growth:
+            for stream in self._streams.values():
+                stream._send_window += growth  # which may become negative
+                if stream._send_window > _MAX_WINDOW:
+                    message = f"the server opened the window of stream {stream.id} by {growth}"
+                    raise ConnectionFault(FLOW_CONTROL_ERROR, message)
 
     def _read_ping(self, flags: int, payload: bytes, now: float) -> None:
         sent_at = self._pings.get(payload) if flags & ACK else None

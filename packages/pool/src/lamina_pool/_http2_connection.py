@@ -48,7 +48,7 @@ from lamina_interfaces import (
 from ._faces import pieces_of
 from ._http2 import HTTP2Session
 from ._http2_exchange import HTTP2Exchange
-from ._observing import locked_code
+from ._releasing import locked_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable

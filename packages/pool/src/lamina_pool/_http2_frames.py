@@ -88,7 +88,7 @@ class ConnectionFault(Exception):
         self.code = code
 
 
-def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
+def frame(kind: int, flags: int, stream_id: int, payload: bytes | memoryview = b"") -> bytes:
     """The bytes of a frame."""
     return _HEADER.pack(len(payload) << 8 | kind, flags, stream_id) + payload
 

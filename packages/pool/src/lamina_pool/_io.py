@@ -254,6 +254,11 @@ class BodySource(Protocol):
     """The body of a request, piece by piece."""
 
     @property
+    def is_whole(self) -> bool:
+        """Whether it is there as a whole, in one piece: nothing is to be waited for, or to be closed."""
+        ...
+
+    @property
     def has_begun(self) -> bool:
         """Whether `next` was ever called: what can be read only once cannot begin again then."""
         ...

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import random
 import warnings
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lamina_interfaces import (
@@ -75,7 +74,7 @@ def lone_settings(**given: Any) -> tuple[Limits, DialOptions]:
 def settings_of(pool: Pool) -> tuple[Limits, DialOptions]:
     """Those of a connection as this pool would open it."""
     never = float("inf")
-    limits = replace(pool._limits, max_connections=1, max_connections_per_origin=never, max_idle=never)
+    limits = pool._limits._replace(max_connections=1, max_connections_per_origin=never, max_idle=never)
     return limits, pool._options
 
 

@@ -72,11 +72,11 @@ class LoneScheduler(Scheduler):
         return super().opened(waiter, connection, now, capacity)
 
     def release(
-        self, waiter: Waiter, now: float, *, reusable: bool, idle_seconds: float | None = None
+        self, waiter: Waiter, now: float, reusable: bool, idle_seconds: float | None = None
     ) -> Sequence[Action]:
         """See `Scheduler.release`."""
         self.has_failed |= waiter.state is WaiterState.DIALLING
-        return super().release(waiter, now, reusable=reusable, idle_seconds=idle_seconds)
+        return super().release(waiter, now, reusable, idle_seconds)
 
     # --- steps of the events -------------------------------------------------------------------------------
 

@@ -182,6 +182,8 @@ class Response:
     headers: list[Header]
     stream: Iterable[bytes] | AsyncIterable[bytes]
     extensions: Extensions
+    _content: bytes | None = None
+    _consumed = False
 
     def __init__(
         self,
@@ -197,8 +199,6 @@ class Response:
         self.headers = enforce_headers(headers, "headers")
         self.stream = enforce_stream(content, "content")
         self.extensions = _enforce_extensions(extensions)
-        self._content: bytes | None = None
-        self._consumed = False
 
     @classmethod
     def received(
@@ -214,8 +214,6 @@ class Response:
         response.headers = headers
         response.stream = stream
         response.extensions = extensions
-        response._content = None
-        response._consumed = False
         return response
 
     @property
@@ -254,7 +252,9 @@ class Response:
             ReadTimeout, ReadError, RemoteProtocolError, …: the body could not be read to its end.
         """
         if self._content is None:
-            self._content = b"".join(self._take("read", "read()", "aread()"))
+            stream = self._take("read", "read()", "aread()")
+            read_whole = getattr(stream, "read_whole", None)  # a pool's has it
+            self._content = b"".join(stream) if read_whole is None else read_whole()
         return self._content
 
     def iter_stream(self) -> Iterator[bytes]:
@@ -288,10 +288,9 @@ class Response:
             ReadTimeout, ReadError, RemoteProtocolError, …: the body could not be read to its end.
         """
         if self._content is None:
-            chunks = []
-            async for chunk in self._atake("read", "read()", "aread()"):
-                chunks.append(chunk)  # noqa: PERF401 - an async comprehension hides the await
-            self._content = b"".join(chunks)
+            stream = self._atake("read", "read()", "aread()")
+            read_whole = getattr(stream, "aread_whole", None)
+            self._content = await (_joined(stream) if read_whole is None else read_whole())
         return self._content
 
     def aiter_stream(self) -> AsyncIterator[bytes]:
@@ -317,16 +316,16 @@ class Response:
 
     # --- the one reading of the body
 
-    def _take(self, verb: str, method: str, amethod: str) -> Iterable[bytes]:
-        stream = self.stream
-        if not isinstance(stream, Iterable):
+    def _take(self, verb: str, method: str, amethod: str) -> Any:
+        stream: Any = self.stream
+        if not hasattr(stream, "__iter__"):
             raise _wrong_world(verb, method, amethod, is_async=True)
         self._consume(method)
         return stream
 
-    def _atake(self, verb: str, method: str, amethod: str) -> AsyncIterable[bytes]:
-        stream = self.stream
-        if not isinstance(stream, AsyncIterable):
+    def _atake(self, verb: str, method: str, amethod: str) -> Any:
+        stream: Any = self.stream
+        if not hasattr(stream, "__aiter__"):
             raise _wrong_world(verb, method, amethod, is_async=False)
         self._consume(amethod)
         return stream
@@ -335,6 +334,13 @@ class Response:
         if self._consumed:
             raise ResponseStateError(f"Attempted to call 'response.{method}', but the body was read before.")
         self._consumed = True
+
+
+async def _joined(stream: AsyncIterable[bytes]) -> bytes:
+    chunks = []
+    async for chunk in stream:
+        chunks.append(chunk)  # noqa: PERF401 - an async comprehension hides the await
+    return b"".join(chunks)
 
 
 def _wrong_world(verb: str, method: str, amethod: str, *, is_async: bool) -> ResponseStateError:
@@ -459,11 +465,10 @@ def enforce_headers(value: HeaderTypes, name: str) -> list[Header]:
             key, content = pair
         except (TypeError, ValueError):
             raise ArgumentTypeError(f"{name} must be two-tuples, but one is {type(pair).__name__}.") from None
-        if type(key) is not bytes:
-            key = enforce_bytes(key, "header name")
-        if type(content) is not bytes:
-            content = enforce_bytes(content, "header value")
-        headers.append((key, content))
+        if type(key) is bytes is type(content) and type(pair) is tuple:
+            headers.append(pair)
+        else:
+            headers.append((enforce_bytes(key, "header name"), enforce_bytes(content, "header value")))
     return headers
 
 

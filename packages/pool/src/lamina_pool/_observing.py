@@ -19,7 +19,6 @@ A pool without a listener has no `Observer`, and its requests no `RequestRecord`
 from __future__ import annotations
 
 import os
-import sys
 import weakref
 from _thread import get_ident
 from collections import deque
@@ -28,7 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 from lamina_interfaces import ArgumentTypeError, PoolClosed
 
-from ._events import (
+# By way of the package, which makes the classes known as its own.
+from . import (
     BodyReceived,
     ConnectFailed,
     ConnectionAcquired,
@@ -37,7 +37,6 @@ from ._events import (
     ConnectionReleased,
     NameResolved,
     ProxyConnected,
-    ReleaseReason,
     RequestEnded,
     RequestQueued,
     RequestSent,
@@ -48,17 +47,17 @@ from ._events import (
 )
 from ._info import ConnectionInfo
 from ._io import CallerError
-from ._scheduler import CloseReason
+from ._releasing import ReleaseReason, is_within
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from types import CodeType
 
     from lamina_interfaces import TimingSpan
 
     from ._events import ConnectStep, PoolEvent
     from ._info import ConnectionFacts
     from ._io import Connection
+    from ._scheduler import CloseReason
     from ._urls import Origin
 
 STEPS: dict[str, type[ConnectStep]] = {
@@ -70,17 +69,6 @@ STEPS: dict[str, type[ConnectStep]] = {
 }
 """What the spans of `get_extra_info("timings")` are told as."""
 
-CLOSE_REASONS: dict[ReleaseReason, CloseReason] = {
-    ReleaseReason.COMPLETE: CloseReason.BROKEN,
-    ReleaseReason.CLOSED_EARLY: CloseReason.CLOSED_EARLY,
-    ReleaseReason.STALE: CloseReason.STALE,
-    ReleaseReason.FAILED: CloseReason.FAILED,
-    ReleaseReason.CANCELLED: CloseReason.CANCELLED,
-    ReleaseReason.ABANDONED: CloseReason.ABANDONED,
-    ReleaseReason.POOL_CLOSED: CloseReason.POOL_CLOSED,
-}
-"""Why a connection is closed that cannot be used again after a request has let go of it."""
-
 _CO_COROUTINE = 0x80  # `inspect.CO_COROUTINE`, without importing inspect
 
 _request_ids = count(1)
@@ -90,9 +78,6 @@ _telling: set[int] = set()
 
 # What was to be told at a bad moment.
 _left: deque[tuple[Observer, deque[PoolEvent]]] = deque()
-
-locked_code: set[CodeType] = set()
-"""The functions that hold a lock of ours, or call a listener: nobody is called from within them."""
 
 
 class Observer:
@@ -473,23 +458,9 @@ class RequestRecord:
             self._observer.leave_line(line)
 
 
-def is_nested() -> bool:
-    """Whether this is a finaliser or a signal handler that has come in while a lock of ours was held, of any pool."""
-    return _is_within(locked_code)
-
-
 def _is_telling() -> bool:
     # The set may tell of what was interrupted at its very end, so in that case it is looked at more closely.
-    return get_ident() in _telling and _is_within({Observer._call_with.__code__})
-
-
-def _is_within(code: set[CodeType]) -> bool:
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code in code:
-            return True
-        frame = frame.f_back  # type: ignore[assignment] # None at the end
-    return False
+    return get_ident() in _telling and is_within({Observer._call_with.__code__})
 
 
 class _ListenerFailure:

@@ -32,7 +32,6 @@ import weakref
 from _thread import RLock, allocate_lock
 from collections import deque
 from functools import partial
-from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lamina_interfaces import (
@@ -51,11 +50,10 @@ from lamina_interfaces import (
 from ._body import ResponseBody
 from ._checks import Timeouts, check_request
 from ._dialling import Dialler, LoneDial
-from ._events import ReleaseReason
 from ._info import ConnectionInfo, facts_of, new_connection_id
 from ._io import StaleConnectionError
 from ._models import Request, Response
-from ._observing import CLOSE_REASONS, Observer, is_nested, locked_code
+from ._releasing import CLOSE_REASONS, ReleaseReason, is_nested, locked_code
 from ._scheduler import (
     PRESUMED_STREAMS,
     Close,
@@ -66,10 +64,9 @@ from ._scheduler import (
     Waiter,
     WaiterState,
 )
-from ._stats import OriginStats, PooledConnection, PoolStats, describe_counts, snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from lamina_interfaces import TimeoutException, TimingSpan
 
@@ -80,8 +77,9 @@ if TYPE_CHECKING:
     from ._http11 import ResponseHead
     from ._info import ConnectionFacts
     from ._io import Connection, Exchange, World
-    from ._observing import RequestRecord
+    from ._observing import Observer, RequestRecord
     from ._scheduler import Action, Limits, Slot
+    from ._stats import PooledConnection, PoolStats
     from ._urls import Origin
 
 
@@ -140,11 +138,12 @@ class Claim:
                     reusable = connection.give_up()
         event = pool._scheduler.release
         if self.record is None:
-            pool._step(event, waiter, pool._now(), reusable=reusable, idle_seconds=idle_seconds)
+            pool._step(event, waiter, pool._now(), reusable, idle_seconds)
         else:
             observed = partial(event, reusable=reusable, idle_seconds=idle_seconds)
             pool._step(pool._end_observed, waiter, observed, self.record, None if reusable else opened)
-        pool._sleepers.pop(waiter, None)  # where an interrupt kept it from falling asleep
+        if pool._sleepers:
+            pool._sleepers.pop(waiter, None)  # where an interrupt kept it from falling asleep
         self.is_open = False
         self.connection = None
 
@@ -176,7 +175,11 @@ class Pool:
         self._world = world
         self._limits = limits
         self._options = options
-        self._observer = None if on_event is None else Observer(on_event)
+        self._observer: Observer | None = None
+        if on_event is not None:
+            from ._observing import Observer  # with all events, which nobody else needs
+
+            self._observer = Observer(on_event)
         self._reset()
         _pools.add(self)
 
@@ -223,17 +226,17 @@ class Pool:
 
     # --- steps and actions ---------------------------------------------------------------------------------
 
-    def _step(self, event: Callable[..., Sequence[Action]], *arguments: Any, **options: Any) -> None:
+    def _step(self, event: Callable[..., Sequence[Action]], *arguments: Any) -> None:
         """One event of the scheduler. Its actions are carried out by `_settle`, outside of the lock.
 
         Its first argument is the waiter that it is about, if it is about one.
         """
-        step = partial(self._take_step, event, *arguments, **options)
-        if self.is_in_step:
-            self._put_off.append(step)
+        lock = self._lock
+        if lock._is_owned():
+            self._put_off.append(partial(self._take_step, event, arguments))
             return
-        with self._lock:
-            step()
+        with lock:
+            self._take_step(event, arguments)
             while self._put_off:
                 self._put_off.popleft()()
 
@@ -248,16 +251,15 @@ class Pool:
         """Whether the caller may wait for a connection of this pool: not within a step, nor in another event loop."""
         return not self.is_in_step and self._runtime.is_here()
 
-    def _take_step(self, event: Callable[..., Sequence[Action]], *arguments: Any, **options: Any) -> None:
+    def _take_step(self, event: Callable[..., Sequence[Action]], arguments: tuple[Any, ...]) -> None:
         if self._is_torn or self._is_doubtful:
             self._is_torn = True
             self._is_doubtful = False
             self._todo.extend(self._scheduler.rebuild(self._torn_waiter))
-        subject = arguments[0] if arguments else None
-        waiter = subject if isinstance(subject, Waiter) else None
+        waiter = arguments[0] if arguments and type(arguments[0]) is Waiter else None
         self._torn_waiter = waiter
         self._is_torn = True
-        self._todo.extend(event(*arguments, **options))
+        self._todo.extend(event(*arguments))
         if waiter is not None and waiter.state is WaiterState.PARKED:
             waiter.payload = self._runtime.create_event()
             self._sleepers[waiter] = None
@@ -266,7 +268,7 @@ class Pool:
 
     def _settle(self) -> None:
         """Carry out what there is to do, until there is nothing."""
-        if self.is_in_step:
+        if self._lock._is_owned():
             return  # whoever is in it will
         if self._is_torn or self._is_doubtful or self._put_off:
             self._step(_no_event)  # for what is to be made good
@@ -411,26 +413,24 @@ class Pool:
         Raises:
             LaminaError: see `ConnectionPool.handle_request`. No connection is held then.
         """
-        if not self._runtime.is_here():
+        if not (self._world.is_blocking or self._runtime.is_here()):
             self._move()
         if not isinstance(request, Request):
             raise ArgumentTypeError(f"request must be a Request, not {type(request).__name__}")
         framing = check_request(request, blocking=self._world.is_blocking)
         timeouts = Timeouts.from_extensions(request.extensions)
-        origin = request.url.origin
         key, framing = self._route(request, framing)
         claim = Claim(self, key)
         try:
             if self._observer is not None:
-                claim.record = self._observer.start(request.method, origin, self._now())
+                claim.record = self._observer.start(request.method, request.url.origin, self._now())
             head, connection = await self._exchange(claim, request, framing, timeouts)
-            body = ResponseBody(
-                self, claim, connection, request, timeouts.read, switched=head.switches_protocol
-            )
-            extensions: dict[str, Any] = {"http_version": head.http_version, **connection.extensions}
-            if head.http_version != b"HTTP/2":
-                extensions["reason_phrase"] = head.reason
-            if head.switches_protocol:
+            http_version, status, reason, headers, switches = head
+            body = ResponseBody(self, claim, connection, request, timeouts.read, switched=switches)
+            extensions: dict[str, Any] = {"http_version": http_version, **connection.extensions}
+            if http_version != b"HTTP/2":
+                extensions["reason_phrase"] = reason
+            if switches:
                 extensions["network_stream"] = self._world.switched_stream(body, connection.left_over)
             else:
                 extensions["network_stream"] = connection.stream.public
@@ -440,24 +440,24 @@ class Pool:
                 facts, claim.waiter.turn, body.opened_at - facts.opened_at
             )
             if claim.record is not None:
-                claim.record.note_head(head.status, body.opened_at)
+                claim.record.note_head(status, body.opened_at)
                 self._tell(claim.record)
-            return Response.received(head.status, head.headers, self._world.response_stream(body), extensions)
+            return Response.received(status, headers, self._world.response_stream(body), extensions)
         except LaminaError as error:
             # A dial that has failed, others should not hope for.
             has_dialled = claim.waiter.state is WaiterState.DIALLING
             if claim.record is not None:
-                claim.record.note_error(self.explain(error, origin))
+                claim.record.note_error(self.explain(error, request.url.origin))
             claim.give_back(reusable=claim.connection is None and not has_dialled)
             self._tell(claim.record)
             # Not by way of a variable, which its traceback would keep in a cycle, and the request with it.
-            raise self.explain(error, origin)  # noqa: B904 - it has its cause already
+            raise self.explain(error, request.url.origin)  # noqa: B904 - it has its cause already
         except BaseException as error:
             if claim.record is not None:
                 claim.record.note_error(error)
             claim.give_back(reusable=claim.connection is None)
             self._tell(claim.record)
-            self.explain_interruption(origin)
+            self.explain_interruption(request.url.origin)
             raise
 
     async def _exchange(
@@ -465,7 +465,11 @@ class Pool:
     ) -> tuple[ResponseHead, Exchange]:
         """Get a connection, send the request, receive the head of the response; once more if that is safe."""
         limit = Limit(timeouts.pool, self._now, "pool")
-        connection = await self._acquire(claim, request, timeouts, limit)
+        self._ask(claim, limit)
+        if claim.waiter.state is WaiterState.GRANTED and not self._sleepers and claim.record is None:
+            connection = self._take_granted(claim)  # nearly always
+        else:
+            connection = await self._granted(claim, request, timeouts, limit)
         has_failed = False
         refusals = 0
         body = self._world.body_source(request.stream)
@@ -498,20 +502,22 @@ class Pool:
                     connection.on_sent = None  # which leads back here, and the pool to an idle connection
                     return head, connection
         finally:
-            await body.aclose()
+            if not body.is_whole:
+                await body.aclose()
 
-    async def _acquire(self, claim: Claim, request: Request, timeouts: Timeouts, limit: Limit) -> Exchange:
+    def _ask(self, claim: Claim, limit: Limit) -> None:
+        """Ask the scheduler for a connection; `_granted` waits for its answer."""
         if limit.is_ambient:
             Limit(None, self._now, "pool").check()  # a pool timeout of 0 still takes what needs no waiting
-        if self.is_in_step:
+        if self._lock._is_owned():
             raise ConcurrencyError(
                 "a finaliser or signal handler sent a request in the midst of a step of the pool"
             )
-        self._reclaim()
+        if self._abandoned:
+            self._reclaim()
         expected = PRESUMED_STREAMS if claim.key.protocols[0] == "h2" else 1
-        self._step(self._scheduler.acquire, claim.waiter, self._now(), expected=expected)
+        self._step(self._scheduler.acquire, claim.waiter, self._now(), expected)
         self._settle()
-        return await self._granted(claim, request, timeouts, limit)
 
     async def _replace(
         self, claim: Claim, request: Request, timeouts: Timeouts, limit: Limit, *, fresh: bool
@@ -542,15 +548,19 @@ class Pool:
                 await self._dial(claim, request, timeouts)
             else:
                 await self._have_dialled(claim, request, timeouts, limit)
-        if waiter.state is WaiterState.REFUSED or waiter.slot is None:
-            self._check_here()
-            raise self._refusal()
-        connection: Connection = waiter.slot.connection
-        exchange = connection.begin()
-        claim.connection = exchange
+        exchange = self._take_granted(claim)
         if record is not None:
             self._step(self._note_acquired, waiter, record)
             self._tell(record)
+        return exchange
+
+    def _take_granted(self, claim: Claim) -> Exchange:
+        slot = claim.waiter.slot
+        if slot is None or claim.waiter.state is WaiterState.REFUSED:
+            self._check_here()
+            raise self._refusal()
+        exchange: Exchange = slot.connection.begin()
+        claim.connection = exchange
         return exchange
 
     async def _dial(
@@ -689,7 +699,9 @@ class Pool:
             await slot.connection.look()
 
     def _pool_timeout(self, limit: Limit, claim: Claim) -> TimeoutException:
-        stats = self._look(partial(self._count_with, claim.key))
+        from ._stats import count_origin, describe_counts
+
+        stats = self._look(partial(count_origin, self._scheduler, self._now, claim.key))
         error = limit.error(f"no connection became free: {describe_counts(stats, claim.key.origin)}")
         if isinstance(error, PoolTimeout):
             error.stats = stats
@@ -740,10 +752,14 @@ class Pool:
 
     def stats(self, *, per_origin: bool = False) -> PoolStats:
         """Counts, in constant time; or in proportion to the number of origins, with a row for each."""
-        return self._look(self._count_all if per_origin else self._count)
+        from ._stats import count_all, count_each_origin
+
+        return self._look(partial(count_each_origin if per_origin else count_all, self._scheduler, self._now))
 
     def connections(self) -> list[PooledConnection]:
         """What each connection is doing, oldest first."""
+        from ._stats import snapshot
+
         return self._look(lambda: [snapshot(slot) for slot in self._scheduler.slots()])
 
     def _look(self, look: Callable[[], T]) -> T:
@@ -760,31 +776,6 @@ class Pool:
         self._step(event)
         self._settle()  # what was put off meanwhile
         return found[0]
-
-    def _count(self, origins: Mapping[Origin, OriginStats] | None = None) -> PoolStats:
-        scheduler = self._scheduler
-        return PoolStats(
-            connections=scheduler.total,
-            active=scheduler.active,
-            idle=scheduler.idle,
-            connecting=scheduler.dialling,
-            queued=scheduler.queued,
-            requests=scheduler.requests,
-            oldest_wait=scheduler.oldest_wait(self._now()),
-            origins={} if origins is None else origins,
-        )
-
-    def _count_with(self, key: ConnectionKey) -> PoolStats:
-        return self._count({key.origin: OriginStats(*self._scheduler.counts(key))})
-
-    def _count_all(self) -> PoolStats:
-        origins: dict[Origin, OriginStats] = {}
-        key: Any
-        for key, counts in self._scheduler.all_counts():
-            # Connections of one origin may differ in other things.
-            before = origins.get(key.origin, ())
-            origins[key.origin] = OriginStats(*map(sum, zip_longest(counts, before, fillvalue=0)))
-        return self._count(origins)
 
     @property
     def is_closed(self) -> bool:

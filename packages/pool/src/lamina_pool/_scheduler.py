@@ -51,7 +51,6 @@ from __future__ import annotations
 import enum
 import math
 from collections import OrderedDict
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
@@ -64,8 +63,7 @@ PRESUMED_STREAMS = 100
 6.5.2) asks it to allow."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class Limits(NamedTuple):
     """What the pool may hold. Counts may be `math.inf`; times are seconds.
 
     Attributes:
@@ -216,7 +214,9 @@ class Slot:
     def _past_its_time(self, now: float) -> CloseReason | None:
         if now >= self._retires_at:
             return CloseReason.TOO_OLD
-        return CloseReason.EXPIRED if self.in_use == 0 and now >= self._expires_at else None
+        if now >= self._expires_at and self.in_use == 0:
+            return CloseReason.EXPIRED
+        return None
 
 
 class Wake(NamedTuple):
@@ -462,7 +462,8 @@ class Scheduler:
             expected: how many requests a new connection is expected to carry at once, at least 1, as long as the pool
                 knows nothing of this origin.
         """
-        self._check(waiter, WaiterState.NEW)
+        if waiter.state is not WaiterState.NEW:
+            self._check(waiter, WaiterState.NEW)
         if self.is_closed:
             waiter.state = WaiterState.REFUSED
             return _NOTHING
@@ -472,7 +473,8 @@ class Scheduler:
         actions: list[Action] = []
         self._expire(now, actions)
         self._answer(waiter, origin, now, actions)
-        self._settle(origin, actions)
+        if self._waiting:
+            self._settle(origin, actions)
         return actions or _NOTHING
 
     def detach(self, waiter: Waiter, dial_waiter: Waiter, now: float) -> Sequence[Action]:
@@ -548,7 +550,7 @@ class Scheduler:
         return actions or _NOTHING
 
     def release(
-        self, waiter: Waiter, now: float, *, reusable: bool, idle_seconds: float | None = None
+        self, waiter: Waiter, now: float, reusable: bool, idle_seconds: float | None = None
     ) -> Sequence[Action]:
         """A request gives back whatever it holds: its place in the queue, its dial, its connection.
 
@@ -580,6 +582,8 @@ class Scheduler:
                 self._remove(slot)
             else:
                 self._offer(slot, now, actions)
+                if not self._waiting:
+                    return actions or _NOTHING
         if (origin := self._origins.get(waiter.key)) is not None:
             self._settle(origin, actions)
         return actions or _NOTHING
@@ -772,28 +776,33 @@ class Scheduler:
         goes_first: bool = False,
     ) -> None:
         """Give the waiter a connection with room, or have it dial, or wait."""
-        may_dial = len(self._slots) < self.limits.max_connections and self._wants(origin, 1) > 0
-        if not (fresh and may_dial) and (slot := self._take_spare(origin, now, actions)) is not None:
+        slot = None if fresh and self._may_dial(origin) else self._take_spare(origin, now, actions)
+        if slot is not None:
             self._grant(waiter, slot)
-        elif may_dial:
+        elif self._may_dial(origin):
             self._dial(waiter, origin)
         else:
             self._park(waiter, origin, now, goes_first=goes_first)
 
+    def _may_dial(self, origin: _Origin) -> bool:
+        return len(self._slots) < self.limits.max_connections and self._wants(origin, 1) > 0
+
     def _settle(self, origin: _Origin, actions: list[Action]) -> None:
         """The end of an event: see that nobody waits for what is there."""
-        self._balance(origin)
-        self._serve_queue(actions)
-        self._forget(origin)
+        if self._waiting:
+            self._balance(origin)
+            self._serve_queue(actions)
+        if not origin.places:
+            self._forget(origin)
 
     def _take_spare(self, origin: _Origin, now: float, actions: list[Action]) -> Slot | None:
         """The connection to this origin with room for one more request that was used last."""
         while origin.spare:
-            slot, _ = origin.spare.popitem()
+            slot = next(reversed(origin.spare))
             reason = slot._past_its_time(now)
             if reason is None:
-                origin.spare[slot] = None
                 return slot
+            del origin.spare[slot]
             if slot.in_use:
                 slot._is_retired, slot._reason = True, reason
             else:
@@ -859,13 +868,16 @@ class Scheduler:
         origin = slot._origin
         if not self._is_fit(slot, now, actions):
             return
-        while slot.in_use < slot.capacity and (waiter := origin.first_in_line()) is not None:
+        while (
+            self._waiting and slot.in_use < slot.capacity and (waiter := origin.first_in_line()) is not None
+        ):
             if slot.in_use == 0 and self._is_behind(origin):
                 break  # somebody of another origin came first, and will have this connection's place
             self._serve(waiter, slot, actions)
         origin.note_room(slot)
         if slot.in_use == 0:
-            self._settle(origin, actions)
+            if self._waiting:
+                self._settle(origin, actions)
             if slot.state is SlotState.OPEN and len(self._idle) > self.limits.max_idle:
                 self._close(next(iter(self._idle)), CloseReason.SURPLUS, actions)
 
@@ -992,11 +1004,11 @@ class Scheduler:
     def _expire(self, now: float, actions: list[Action]) -> None:
         while self._idle:
             slot = next(iter(self._idle))
-            reason = slot._past_its_time(now)
-            if reason is None:
+            if now < slot._expires_at and now < slot._retires_at:
                 break
-            self._close(slot, reason, actions)
-        self._serve_queue(actions)
+            self._close(slot, slot._past_its_time(now) or CloseReason.EXPIRED, actions)
+        if self._waiting:
+            self._serve_queue(actions)
 
     def _close(self, slot: Slot, reason: CloseReason, actions: list[Action]) -> None:
         """Have a connection closed; its place stays taken until `closed`."""

@@ -1,17 +1,19 @@
-"""What a pool tells about itself: counts, and what each connection is doing."""
+"""What a pool tells about itself: counts, and what each connection is doing. Imported when it is asked."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._scheduler import SlotState
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
+    from ._dialling import ConnectionKey
     from ._io import Connection
-    from ._scheduler import Slot
+    from ._scheduler import Scheduler, Slot
     from ._urls import Origin
 
 
@@ -55,6 +57,38 @@ class PoolStats:
     requests: int
     oldest_wait: float = field(default=0.0, compare=False, repr=False)
     origins: Mapping[Origin, OriginStats] = field(default_factory=dict, compare=False, repr=False)
+
+
+def count_all(
+    scheduler: Scheduler, now: Callable[[], float], origins: Mapping[Origin, OriginStats] | None = None
+) -> PoolStats:
+    """Count what the whole pool has. In constant time, as the next."""
+    return PoolStats(
+        connections=scheduler.total,
+        active=scheduler.active,
+        idle=scheduler.idle,
+        connecting=scheduler.dialling,
+        queued=scheduler.queued,
+        requests=scheduler.requests,
+        oldest_wait=scheduler.oldest_wait(now()),
+        origins={} if origins is None else origins,
+    )
+
+
+def count_origin(scheduler: Scheduler, now: Callable[[], float], key: ConnectionKey) -> PoolStats:
+    """The same, with a row for the connections of one key."""
+    return count_all(scheduler, now, {key.origin: OriginStats(*scheduler.counts(key))})
+
+
+def count_each_origin(scheduler: Scheduler, now: Callable[[], float]) -> PoolStats:
+    """The same, with a row for each origin."""
+    origins: dict[Origin, OriginStats] = {}
+    key: Any
+    for key, counts in scheduler.all_counts():
+        # Connections of one origin may differ in other things.
+        before = origins.get(key.origin, ())
+        origins[key.origin] = OriginStats(*map(sum, zip_longest(counts, before, fillvalue=0)))
+    return count_all(scheduler, now, origins)
 
 
 def describe_counts(stats: PoolStats, origin: Origin) -> str:
@@ -117,3 +151,8 @@ def snapshot(slot: Slot) -> PooledConnection:
         return PooledConnection(origin, "", "CONNECTING", 0)
     state = "CLOSED" if slot.state is not SlotState.OPEN else "IDLE" if slot.is_idle else "ACTIVE"
     return PooledConnection(origin, connection.http_version, state, connection.exchanges)
+
+
+# The package does it for those that are asked for under its name.
+for _public in (OriginStats, PoolStats, PooledConnection):
+    _public.__module__ = "lamina_pool"

@@ -30,9 +30,9 @@ from lamina_interfaces import (
 
 from ._faces import (
     BodyFace,
-    PlainBody,
     StreamFace,
     Switched,
+    WholeBody,
     addresses_of,
     check_kind,
     describe_pool,
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 
     from ._body import ResponseBody
     from ._events import PoolEvent
+    from ._io import BodySource
     from ._lone_suspending import AsyncHTTPConnection
     from ._models import Proxy, Request, Response
     from ._stats import PooledConnection, PoolStats
@@ -92,7 +93,14 @@ class SuspendingStream(StreamFace[AsyncNetworkStream]):
         self._is_left = False
 
     async def read(self, max_bytes: int, timeout: float | None) -> bytes:
-        data: bytes = await self._world.noted("read", self.public.read(max_bytes, timeout=timeout))
+        # As `noted` does it, without a coroutine more for what every request does.
+        try:
+            data: bytes = await self.public.read(max_bytes, timeout=timeout)
+        except Exception:
+            raise
+        except BaseException:
+            self._world.note_interruption("read")
+            raise
         return data
 
     async def write(self, buffer: BytesLike, timeout: float | None) -> None:
@@ -102,7 +110,13 @@ class SuspendingStream(StreamFace[AsyncNetworkStream]):
         watching = getattr(self.public, "write_until_readable", None)
         if watching is None:
             return await self._write_looking(buffer, timeout)
-        sent: int = await self._world.noted("write", watching(buffer, timeout=timeout))
+        try:
+            sent: int = await watching(buffer, timeout=timeout)
+        except Exception:
+            raise
+        except BaseException:
+            self._world.note_interruption("write")
+            raise
         return sent
 
     async def _write_looking(self, buffer: BytesLike, timeout: float | None) -> int:
@@ -238,10 +252,8 @@ class SuspendingWorld:
     async def sleep(self, seconds: float) -> None:
         await self.noted("connect", self.backend.sleep(seconds))
 
-    def body_source(self, stream: Any) -> PlainBody | SuspendingBody:
-        if type(stream) is ByteStream:
-            return PlainBody(stream)
-        return SuspendingBody(stream)
+    def body_source(self, stream: Any) -> BodySource:
+        return WholeBody(stream) if type(stream) is ByteStream else SuspendingBody(stream)
 
     def response_stream(self, body: ResponseBody) -> AsyncResponseStream:
         return AsyncResponseStream(body)
@@ -256,8 +268,12 @@ class SuspendingWorld:
         except Exception:
             raise
         except BaseException:
-            Limit(None, self.runtime.now, phase).interrupted()
+            self.note_interruption(phase)
             raise
+
+    def note_interruption(self, phase: Phase) -> None:
+        """A cancellation passes by, in this phase."""
+        Limit(None, self.runtime.now, phase).interrupted()
 
     # --- custom streams that can only be closed by waiting -------------------------------------------------
 
@@ -346,9 +362,14 @@ class AsyncResponseStream:
             raise StopAsyncIteration
         return data
 
+    async def aread_whole(self) -> bytes:
+        """The same as joining all that there is still to iterate over."""
+        return await faced(self._body.receive_whole())
+
     async def aclose(self) -> None:
         """Let go of the connection, whatever is unread; the second time nothing is done. Frees it when cancelled."""
-        await faced(self._body.close())
+        if self._body.is_open:
+            await faced(self._body.close())
 
 
 class AsyncSwitchedStream(Switched[AsyncNetworkStream], AsyncNetworkStream, PromptCloser):

@@ -16,6 +16,7 @@ section 1).
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from lamina_interfaces import ArgumentTypeError, InvalidURL, UnsupportedProtocol
@@ -35,6 +36,9 @@ DEFAULT_PORTS: dict[bytes, int] = {
 MAX_HOST_LENGTH = 253
 MAX_LABEL_LENGTH = 63
 MAX_PORT = 65535
+
+# In characters.
+MAX_KNOWN_URL = 256
 
 # RFC 3986, appendix B, with a scheme that keeps to its own rule and an authority kept apart from a path.
 _split = re.compile(
@@ -264,8 +268,16 @@ def enforce_url(value: URL | bytes | str, name: str) -> URL:
     if isinstance(value, URL):
         return value
     if isinstance(value, (bytes, str)):
-        return URL(value)
+        # Neither what is long nor what may hold a secret is remembered.
+        if type(value) is not str or len(value) > MAX_KNOWN_URL or "?" in value or "@" in value:
+            return URL(value)
+        return _known_url(value)
     raise ArgumentTypeError(f"{name} must be a URL, bytes, or str, but got {type(value).__name__}.")
+
+
+@lru_cache(maxsize=256)  # a URL cannot be changed, and a program asks for the same ones again and again
+def _known_url(url: str) -> URL:
+    return URL(url)
 
 
 def _parse(url: bytes | str) -> tuple[bytes, bytes, int | None, bytes]:
@@ -284,11 +296,12 @@ def _parse(url: bytes | str) -> tuple[bytes, bytes, int | None, bytes]:
     parts = _split(text)
     # With no line break left in it, every text matches: all parts may be empty.
     assert parts is not None
-    scheme = (parts["scheme"] or "").lower().encode("ascii")
-    host, port = _parse_authority(parts["authority"] or "")
+    scheme_text, authority, path, query = parts.groups()
+    scheme = (scheme_text or "").lower().encode("ascii")
+    host, port = _parse_authority(authority or "")
     if not host and (scheme in DEFAULT_PORTS or port is not None):
         raise InvalidURL("the URL names no host")
-    target = (parts["path"] or "/") + (parts["query"] or "")
+    target = (path or "/") + (query or "")
     try:
         return scheme, host, port, target.encode("ascii")
     except UnicodeEncodeError as error:
@@ -302,6 +315,11 @@ def _parse_authority(text: str) -> tuple[bytes, int | None]:
     if "\\" in text or "@" in user:
         # Parsers disagree on where such a host begins, which is how requests are led astray.
         raise InvalidURL("the URL's authority contains a backslash or two '@'")
+    return _parse_place(place)
+
+
+@lru_cache(maxsize=256)  # most programs talk to few servers; credentials are never in it
+def _parse_place(place: str) -> tuple[bytes, int | None]:
     parts = _host_and_port(place)
     if parts is None:
         raise InvalidURL(f"the URL's host and port cannot be told apart in {place!r}")
