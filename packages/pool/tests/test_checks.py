@@ -783,7 +783,9 @@ def test_a_generator_is_not_started_by_the_check() -> None:
 
 @pytest.mark.parametrize("name", sorted(_checks._FRAMING_NAMES))
 @pytest.mark.parametrize("value", [b"1", b"100-continue", b"chunked", b"keep-alive"])
-def test_what_says_something_to_the_connection_is_looked_at_in_each_request(name: bytes, value: bytes) -> None:
+def test_what_says_something_to_the_connection_is_looked_at_in_each_request(
+    name: bytes, value: bytes
+) -> None:
     for spelling in (name, name.title()):
         _http11_fast.write_head(b"POST", b"/", [(b"Host", b"a.test"), (spelling, value)])
         assert (spelling, value) not in _http11_fast.known_lines

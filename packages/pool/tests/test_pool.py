@@ -539,7 +539,7 @@ class Clock:
     def pool(self, **arguments: Any) -> ConnectionPool:
         pool = ConnectionPool(**arguments)
         inner, runtime = pool._pool, ThreadRuntime()
-        runtime.now = lambda: self.now  # type: ignore[method-assign] # the one thing that is virtual
+        runtime.now = lambda: self.now  # the one thing that is virtual
         inner._runtime = inner._dialler._runtime = runtime
         inner._now = inner._dialler._now = runtime.now
         return pool
@@ -585,17 +585,22 @@ def test_time_spent_waiting_counts_when_the_connection_turns_out_to_be_dead(
     limits: list[float | None] = []
     with clock.pool(network_backend=backend, max_connections=2, max_connections_per_origin=2) as pool:
         core = pool._pool
-        granted = core._granted
+        ask, replace = core._ask, core._replace
 
-        async def watched(claim: Any, request: Any, timeouts: Any, limit: Limit) -> Any:
-            connection = await granted(claim, request, timeouts, limit)
+        def first(claim: Any, limit: Limit) -> None:
+            ask(claim, limit)
             limits.append(limit.remaining())
             clock.advance(3.0)
+
+        async def second(claim: Any, request: Any, timeouts: Any, limit: Limit, *, fresh: bool) -> Any:
+            connection = await replace(claim, request, timeouts, limit, fresh=fresh)
+            limits.append(limit.remaining())
             return connection
 
         pool.request("GET", URL)
         backend.streams[0].feed_eof()
-        core._granted = watched  # type: ignore[method-assign]
+        core._ask = first  # type: ignore[method-assign]
+        core._replace = second  # type: ignore[method-assign]
         pool.request("GET", URL, extensions={"timeout": {"pool": 10.0}})
     assert limits == [10.0, 7.0]
 

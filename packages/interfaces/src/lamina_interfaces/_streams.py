@@ -221,7 +221,8 @@ class InterruptibleWriter:
             timeout: seconds for the whole of the buffer, or `None` for no limit of its own.
 
         Returns:
-            How many bytes were sent: all of them, or fewer if data, or the end of the stream, came in first.
+            How many bytes were sent: all of them, or fewer if data, or the end of the stream, came in first. 0 if it
+            was there before the first byte was sent: whoever uses a connection again relies on that.
 
         Raises:
             WriteTimeout, DeadlineExceeded, WriteError, ConcurrencyError: as `NetworkStream.write`.

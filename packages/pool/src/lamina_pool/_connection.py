@@ -157,7 +157,10 @@ class HTTP11Connection:
             trace = Tracer.of(request, self.trace_name)
             if trace is not None:
                 return await self._exchange_told(trace, request, head, framing, body, timeouts)
-            answer = await self._send(head, framing, body, timeouts)
+            if framing.body == "none" and body.is_whole:
+                answer = await self._send_alone(head + session.send_end(), timeouts)
+            else:
+                answer = await self._send(head, framing, body, timeouts)
             if answer is not None:
                 return answer
             if self.on_sent is not None:
@@ -226,6 +229,17 @@ class HTTP11Connection:
         explained.__cause__ = error
         return explained
 
+    async def _send_alone(self, head: bytes, timeouts: Timeouts) -> ResponseHead | None:
+        """Send a request that has no body. Returns the answer if it came though that failed."""
+        try:
+            await self._write(head, timeouts.write)
+        except (WriteError, WriteTimeout) as error:
+            answer = await self._answer_despite(error, timeouts.read)
+            if answer is None:
+                raise
+            return answer
+        return None
+
     async def _send(
         self, head: bytes, framing: RequestFraming, body: BodySource, timeouts: Timeouts
     ) -> ResponseHead | None:
@@ -275,9 +289,9 @@ class HTTP11Connection:
         return self._failure is None and (self._early is None or self._early.status < 300)
 
     async def _write(self, buffer: BytesLike, timeout: float | None) -> None:
-        if self._is_reused and not self.bytes_offered:
-            rest = await self._write_some(memoryview(buffer), timeout)
-            buffer = bytes(rest) if rest else b""
+        if self._session.exchanges > 1 and not self.bytes_offered:
+            sent = await self._write_some(buffer, timeout)
+            buffer = b"" if sent == len(buffer) else bytes(memoryview(buffer)[sent:])
         if buffer:
             self.bytes_offered += len(buffer)
             await self.stream.write(buffer, timeout)
@@ -290,7 +304,7 @@ class HTTP11Connection:
             if self._has_ended or self._held > HEARD_BYTES:
                 await self._write_unheard(rest, timeouts.write)
                 return
-            rest = await self._write_some(rest, timeouts.write)
+            rest = rest[await self._write_some(rest, timeouts.write) :]
             if rest:
                 await self._hear(timeouts.read)
 
@@ -301,14 +315,19 @@ class HTTP11Connection:
         for start in range(0, len(rest), COALESCE_BYTES):
             await self._write(bytes(rest[start : start + COALESCE_BYTES]), timeout)
 
-    async def _write_some(self, buffer: memoryview, timeout: float | None) -> memoryview:
-        """Write until something can be read; returns what is left of the buffer.
+    async def _write_some(self, buffer: BytesLike, timeout: float | None) -> int:
+        """Write until something can be read; returns how many bytes were written.
 
         Bytes that can be read before our first one goes out cannot be the answer to it.
         """
-        is_first = self._is_reused and not self.bytes_offered
-        # A stream that cannot tell (`None`) is not used again either: in doubt for a new connection.
-        if is_first and self.stream.get_extra_info("is_readable") is not False:
+        is_first = self._session.exchanges > 1 and not self.bytes_offered
+        # A stream that watches looks before it writes, too. One that cannot tell (`None`) is not used again either: in
+        # doubt for a new connection.
+        if (
+            is_first
+            and not self.stream.is_watchful
+            and self.stream.get_extra_info("is_readable") is not False
+        ):
             raise _NotIdleError
         before = self.bytes_offered
         self.bytes_offered += len(buffer)
@@ -317,7 +336,7 @@ class HTTP11Connection:
         self.bytes_sent += sent
         if is_first and not sent:
             raise _NotIdleError
-        return buffer[sent:]
+        return sent
 
     async def _hear(self, timeout: float | None) -> None:
         """Take what has come while we were sending, and keep what there is of the final response."""

@@ -129,7 +129,7 @@ class HTTP11Session:
             data = self._judged().send_head(method, target, headers)
         else:
             data, self._unsent = plain
-            self._is_head_request = method == b"HEAD"
+            self._is_head_request = data.startswith(b"HEAD ")
             self._progress = _SENDING
         self.exchanges += 1
         return data

@@ -39,6 +39,9 @@ BEFORE_FIRST_CHUNK = -1
 MAX_PLAIN_HEAD = 16 * 1024
 """The most bytes of a head that is read here. Few servers send more; and that many are searched in no time."""
 
+MIN_VIEW = 1024
+"""Pieces of up to this many bytes are copied once more than they need be."""
+
 MAX_KNOWN_LINES = 256
 """How many lines of request heads are remembered. A program sends a few dozen different ones."""
 
@@ -55,10 +58,10 @@ _is_request_line = re.compile(_TOKEN + rb" [!-~]++ HTTP/1\.1\r\n").fullmatch
 _is_name = re.compile(_TOKEN).fullmatch
 _is_value = re.compile(_VALUE + _NO_BLANK).fullmatch
 _match_status_line = re.compile(rb"HTTP/1\.1 ([2-9][0-9][0-9]) ([ -~\x80-\xff]*+)\r\n").match
-# What is no field is found as a pair of nothings, one for each byte: there are no gaps, so that each field begins where
-# the one before it ended.
+# What is no field is found as a pair of nothings, with all that is behind it: there are no gaps, so that each field
+# begins where the one before it ended, and no byte is looked at again as the beginning of another.
 _find_fields = re.compile(
-    b"(" + _TOKEN + b"): ?+(" + _VALUE + b")" + _NO_BLANK + rb"\r\n|[\x00-\xff]"
+    b"(" + _TOKEN + b"): ?+(" + _VALUE + b")" + _NO_BLANK + rb"\r\n|[\x00-\xff]++"
 ).findall
 _START = b"HTTP/1.1 "
 _NO_FIELD = (b"", b"")
@@ -95,12 +98,13 @@ def write_head(method: bytes, target: bytes, headers: Headers) -> tuple[bytes, i
     """
     try:
         start = b"%b %b HTTP/1.1\r\n" % (method, target)
-        if method == b"CONNECT" or not _is_request_line(start):
+        if start.startswith(b"CONNECT ") or not _is_request_line(start):
             return None
         lines = [start, b""]  # the second is for Host: RFC 9112, section 3.2
         length: int | None = None
         for field in headers:
-            line = known_lines.get(field)
+            # Only of a plain tuple is it certain that it is what it was, and is iterated over as it is compared.
+            line = known_lines.get(field) if type(field) is tuple else None
             if line is None:
                 line = _checked_line(field)
                 if line is None:
@@ -120,7 +124,7 @@ def write_head(method: bytes, target: bytes, headers: Headers) -> tuple[bytes, i
                 elif len(line) <= MAX_KNOWN_LINE and lowered not in _UNKNOWN_NAMES:
                     _remember(field, line)
             lines.append(line)
-    except TypeError:
+    except (TypeError, ValueError, BytesWarning):  # the last with `python -bb`
         return None  # something is no bytes, or no pair
     if not lines[1]:
         return None
@@ -129,6 +133,8 @@ def write_head(method: bytes, target: bytes, headers: Headers) -> tuple[bytes, i
 
 
 def _checked_line(field: tuple[bytes, bytes]) -> bytes | None:
+    if type(field) is not tuple:
+        return None
     name, value = field
     if type(name) is bytes is type(value) and _is_name(name) and _is_value(value):
         return b"%b: %b\r\n" % (name, value)
@@ -245,7 +251,8 @@ def read_chunks(data: bytes, left: int) -> PlainChunks:
             end = min(at + left, size)
             if view is None:
                 view = memoryview(data)
-            pieces.append(view[at:end])
+            # The view of a few bytes takes many times their memory.
+            pieces.append(view[at:end] if end - at > MIN_VIEW else data[at:end])
             left -= end - at
             at = end
         if at == size:

@@ -91,7 +91,7 @@ class HTTP11Judge:
             data = self._h11.send(h11.Request(method=method, target=target, headers=headers))
         except h11.LocalProtocolError as error:
             raise LocalProtocolError(str(error), phase="write") from error
-        self._is_head_request = method == b"HEAD"
+        self._is_head_request = data.startswith(b"HEAD ")
         return data
 
     def send_body(self, data: BytesLike) -> Sequence[BytesLike]:

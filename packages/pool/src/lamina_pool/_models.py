@@ -254,7 +254,8 @@ class Response:
         if self._content is None:
             stream = self._take("read", "read()", "aread()")
             read_whole = getattr(stream, "read_whole", None)  # a pool's has it
-            self._content = b"".join(stream) if read_whole is None else read_whole()
+            content: bytes = b"".join(stream) if read_whole is None else read_whole()
+            self._content = content
         return self._content
 
     def iter_stream(self) -> Iterator[bytes]:
@@ -290,7 +291,8 @@ class Response:
         if self._content is None:
             stream = self._atake("read", "read()", "aread()")
             read_whole = getattr(stream, "aread_whole", None)
-            self._content = await (_joined(stream) if read_whole is None else read_whole())
+            content: bytes = await (_joined(stream) if read_whole is None else read_whole())
+            self._content = content
         return self._content
 
     def aiter_stream(self) -> AsyncIterator[bytes]:

@@ -64,6 +64,7 @@ from ._scheduler import (
     Waiter,
     WaiterState,
 )
+from ._stats import count_all, count_each_origin, count_origin, describe_counts, snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -699,8 +700,6 @@ class Pool:
             await slot.connection.look()
 
     def _pool_timeout(self, limit: Limit, claim: Claim) -> TimeoutException:
-        from ._stats import count_origin, describe_counts
-
         stats = self._look(partial(count_origin, self._scheduler, self._now, claim.key))
         error = limit.error(f"no connection became free: {describe_counts(stats, claim.key.origin)}")
         if isinstance(error, PoolTimeout):
@@ -752,14 +751,10 @@ class Pool:
 
     def stats(self, *, per_origin: bool = False) -> PoolStats:
         """Counts, in constant time; or in proportion to the number of origins, with a row for each."""
-        from ._stats import count_all, count_each_origin
-
         return self._look(partial(count_each_origin if per_origin else count_all, self._scheduler, self._now))
 
     def connections(self) -> list[PooledConnection]:
         """What each connection is doing, oldest first."""
-        from ._stats import snapshot
-
         return self._look(lambda: [snapshot(slot) for slot in self._scheduler.slots()])
 
     def _look(self, look: Callable[[], T]) -> T:

@@ -1,8 +1,7 @@
-"""What a pool tells about itself: counts, and what each connection is doing. Imported when it is asked."""
+"""What a pool tells about itself: counts, and what each connection is doing."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,8 +32,10 @@ class OriginStats(NamedTuple):
     queued: int
 
 
-@dataclass(frozen=True, slots=True)
-class PoolStats:
+_NO_ORIGINS: Mapping[Origin, OriginStats] = {}
+
+
+class PoolStats(NamedTuple):
     """How many connections and requests a pool has, at one moment. Two are equal if the totals are.
 
     Attributes:
@@ -55,8 +56,21 @@ class PoolStats:
     connecting: int
     queued: int
     requests: int
-    oldest_wait: float = field(default=0.0, compare=False, repr=False)
-    origins: Mapping[Origin, OriginStats] = field(default_factory=dict, compare=False, repr=False)
+    oldest_wait: float = 0.0
+    origins: Mapping[Origin, OriginStats] = _NO_ORIGINS
+
+    def __eq__(self, other: object) -> bool:
+        return self[:6] == other[:6] if isinstance(other, PoolStats) else NotImplemented
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(self[:6])
+
+    def __repr__(self) -> str:
+        told = ", ".join(f"{name}={value}" for name, value in zip(self._fields[:6], self[:6], strict=True))
+        return f"{type(self).__name__}({told})"
 
 
 def count_all(
@@ -71,7 +85,7 @@ def count_all(
         queued=scheduler.queued,
         requests=scheduler.requests,
         oldest_wait=scheduler.oldest_wait(now()),
-        origins={} if origins is None else origins,
+        origins=_NO_ORIGINS if origins is None else origins,
     )
 
 
