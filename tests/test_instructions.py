@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from typing import Any
 
@@ -62,6 +63,35 @@ def test_only_what_runs_under_the_counter_is_counted() -> None:
     assert counter.counts.total() == under
     assert set(counter.modules.values()) == {__name__}
     assert counter.counts[work.__code__] < under  # the rest is the generator's
+
+
+def test_the_collector_waits_until_nothing_is_counted() -> None:
+    """It comes at any moment, and calls what others have told it to: finalisers, and callbacks of its own."""
+    ran: list[str] = []
+
+    def collected(phase: str, info: dict[str, int]) -> None:
+        ran.append(phase)
+
+    def work() -> list[list[object]]:
+        return [[] for _ in range(100)]
+
+    counter = InstructionCounter()
+    thresholds = gc.get_threshold()
+    gc.callbacks.append(collected)
+    gc.set_threshold(1)
+    try:
+        with counter:
+            ran.clear()  # it may have come until now
+            work()
+            while_counted = list(ran)
+        work()
+        assert gc.isenabled()
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.callbacks.remove(collected)
+    assert not while_counted
+    assert ran
+    assert collected.__code__ not in counter.counts
 
 
 @pytest.mark.parametrize(

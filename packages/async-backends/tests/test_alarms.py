@@ -190,3 +190,23 @@ async def test_looking_whether_it_is_readable_makes_no_poll_object_each_time(
     theirs.sendall(b"x")
     assert stream.get_extra_info("is_readable") is True
     assert len(made) == 1
+
+
+async def test_an_interrupted_look_leaves_no_poll_object_that_sees_nothing(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream, theirs = pair
+
+    class Interrupted:
+        def register(self, *_: object) -> None:
+            raise KeyboardInterrupt
+
+        def poll(self, _: int) -> list[object]:
+            return []
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lamina_async_backends._transport.select.poll", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            stream.get_extra_info("is_readable")
+    theirs.sendall(b"x")
+    assert stream.get_extra_info("is_readable") is True

@@ -5,18 +5,17 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import trio
 import trio.testing
 
 from lamina_async_backends import TrioBackend
-from lamina_async_backends._trio_alarms import call_at
+from lamina_async_backends._trio_alarms import MAX_CANCELLED, _Alarms, _of_the_run, call_at
 from lamina_interfaces import ReadTimeout
 from readiness_peers import PATIENCE, answered, until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-
-    import pytest
 
 
 def in_trio(function: Callable[[Any, socket.socket], Awaitable[None]]) -> None:
@@ -126,3 +125,63 @@ def test_timers_go_off_in_order_and_a_cancelled_one_does_not() -> None:
         assert gone[3:] == ["by another task"]
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_cancelled_timers_do_not_pile_up() -> None:
+    async def main() -> None:
+        now = trio.current_time()
+        gone: list[int] = []
+        assert call_at(now + 3, lambda: gone.append(3))
+        for number in range(20 * MAX_CANCELLED):
+            timer = call_at(now + 3600 + number, lambda: gone.append(-1))
+            assert timer is not None
+            timer.cancel()
+            alarms: Any = _of_the_run.get()
+            assert len(alarms._timers) <= MAX_CANCELLED + 4
+        assert call_at(now + 1, lambda: gone.append(1))
+        await trio.sleep(5)
+        assert gone == [1, 3]
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+@pytest.mark.timeout(60)
+def test_an_interrupt_in_the_midst_of_a_cancellation_leaves_no_task_that_goes_round(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(self: _Alarms) -> None:
+        raise KeyboardInterrupt
+
+    async def main() -> None:
+        gone: list[int] = []
+        timer = call_at(trio.current_time() + 1, lambda: gone.append(1))
+        assert timer is not None
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(_Alarms, "forget", interrupted)
+            timer.cancel()
+        await trio.sleep(2)  # the clock only jumps where nobody runs
+        assert call_at(trio.current_time() + 1, lambda: gone.append(2))
+        await trio.sleep(2)
+        assert gone == [2]
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_a_caller_s_own_wait_for_the_socket_is_left_alone() -> None:
+    ours, theirs = socket.socketpair()
+
+    async def main() -> None:
+        stream = await TrioBackend().wrap_socket(ours)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stream.read, 1, 5.0)
+            await trio.testing.wait_all_tasks_blocked()
+            theirs.sendall(b"x")
+        transport: Any = stream._transport
+        assert transport._alarm._handle is not None  # nobody's by now, and due after 5 s
+        with trio.move_on_after(20) as waited:
+            await trio.lowlevel.wait_readable(stream.get_extra_info("socket"))
+        assert waited.cancelled_caught
+        await stream.aclose()
+
+    with theirs:
+        trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0.05))

@@ -388,6 +388,11 @@ def change(name: str, value: Any) -> Request:
         change("headers", [b"Host"]),
         change("headers", [([], b"h")]),
         change("headers", [(bytearray(b"Host"), b"h")]),
+        change("headers", [(memoryview(b"Host"), b"h")]),
+        change("headers", [HOST, (b"X", bytearray(b"a"))]),  # could be changed once it was checked
+        change("headers", [HOST, [b"X", bytearray(b"a")]]),
+        change("headers", [HOST, (b"X", memoryview(bytearray(b"a")))]),
+        change("headers", [HOST, [b"X", memoryview(b"a")]]),
     ],
     ids=lambda request: repr(request.headers)[:40],
 )

@@ -7,6 +7,8 @@ import itertools
 import subprocess
 import sys
 import time
+import tracemalloc
+from array import array
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +34,7 @@ from pool_catalogue import CATALOGUE, Row, Sent
 from pool_two_ways import HOST, REQUESTS, WORDS, Act, acts_of, cut_at, differences, is_plain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from lamina_pool._http11 import Headers
 
@@ -513,6 +515,87 @@ def test_what_was_checked_once_is_not_taken_for_something_else() -> None:
         HTTP11Session().send_head(b"GET", b"/", [HOST, pair])
 
 
+class Twofold(tuple[bytes, bytes]):
+    """It is iterated over as another than it is compared as."""
+
+    __slots__ = ()
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter((b"X-Other", b"it"))
+
+
+class Changeable:
+    """A pair that is compared by its identity, whatever it holds."""
+
+    def __init__(self, name: bytes, value: bytes) -> None:
+        self.pair = [name, value]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.pair)
+
+    def __getitem__(self, index: int) -> bytes:
+        return self.pair[index]
+
+
+def test_no_field_is_remembered_under_a_name_that_is_not_its_own() -> None:
+    twofold: Any = Twofold((b"X-Twofold", b"1"))
+    for field, line in (
+        (twofold, b"X-Other: it"),
+        ((b"X-Twofold", b"1"), b"X-Twofold: 1"),
+        (twofold, b"X-Other: it"),
+    ):
+        head = HTTP11Session().send_head(b"GET", b"/", [HOST, field])
+        assert head == b"GET / HTTP/1.1\r\nHost: a.test\r\n" + line + b"\r\n\r\n"
+
+
+def test_a_field_that_was_changed_is_sent_as_it_is_now() -> None:
+    field: Any = Changeable(b"X-Changeable", b"1")
+    for value in (b"1", b"2"):
+        field.pair[1] = value
+        head = HTTP11Session().send_head(b"GET", b"/", [HOST, field])
+        assert b"\r\nX-Changeable: " + value + b"\r\n" in head
+    field.pair[1] = b"3\r\nC: d"
+    with pytest.raises(LocalProtocolError):
+        HTTP11Session().send_head(b"GET", b"/", [HOST, field])
+
+
+class Spelled:
+    """Bytes for whoever asks for them, and equal to none."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def __bytes__(self) -> bytes:
+        return self.data
+
+
+@pytest.mark.parametrize("kind", [Spelled, lambda data: array("B", data), memoryview, bytearray])
+def test_the_method_is_what_is_sent_of_whatever_type_it_is(kind: Any) -> None:
+    for method, last in ((b"HEAD", EndOfResponse([])), (b"CONNECT", True), (b"GET", None)):
+        same([("head", kind(method), b"/", [HOST]), ("end",), ("receive", NGINX)])
+        session = HTTP11Session()
+        session.send_head(kind(method), b"/", [HOST])
+        session.send_end()
+        session.receive(OK + b"Content-Length: 5\r\n\r\n")
+        head = session.next_event()
+        assert isinstance(head, ResponseHead)
+        assert head.switches_protocol == (method == b"CONNECT")
+        if method != b"CONNECT":
+            assert session.next_event() == last
+
+
+def test_what_is_not_bytes_is_left_to_h11_though_it_is_like_what_is_known() -> None:
+    code = """
+from lamina_pool._http11 import HTTP11Session
+host = (b"Host", b"a.test")
+for field in [(b"X-A", b"1"), ("X-A", "1"), (b"X-A", "1"), (b"X-A", memoryview(bytearray(b"1")))]:
+    head = HTTP11Session().send_head(b"GET", b"/", [host, field])
+    assert head == b"GET / HTTP/1.1\\r\\nHost: a.test\\r\\nX-A: 1\\r\\n\\r\\n", (field, head)
+HTTP11Session().send_head("HEAD", "/", [host])
+"""
+    subprocess.run([sys.executable, "-bb", "-c", code], check=True, timeout=60)
+
+
 def test_few_lines_are_remembered_and_no_secrets() -> None:
     known = _http11_fast.known_lines
     for number in range(3 * MAX_KNOWN_LINES):
@@ -533,7 +616,30 @@ def test_interim_responses_are_the_judges() -> None:
     assert not is_plain(session)
 
 
-# --- time ------------------------------------------------------------------------------------------------------
+# --- time and memory -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("data", [b"a" * 9, b"X: a:a:a\x00", b"A: b\r\nX: y:y \r\nC: d\r\n", b"\n:\x00"])
+def test_behind_what_is_no_field_nothing_is_searched(data: bytes) -> None:
+    # Each byte as a beginning of its own: the time would grow with the square of the head's size.
+    found = _http11_fast._find_fields(data)
+    assert found[-1] == (b"", b"")
+    assert (b"", b"") not in found[:-1]
+
+
+def test_many_small_chunks_take_little_memory_besides_the_body() -> None:
+    session = HTTP11Session()
+    sent(session, "GET")
+    received(session, [OK + b"Transfer-Encoding: chunked\r\n\r\n"])
+    wire = b"1\r\nx\r\n" * 100_000
+    session.receive(wire)
+    tracemalloc.start()
+    try:
+        assert session.next_event() == BodyData(b"x" * 100_000)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 30 * len(wire)  # bytes; a view for each chunk took 44 times of it
 
 
 @pytest.mark.parametrize(

@@ -230,6 +230,47 @@ def test_an_async_response_is_read() -> None:
     assert asyncio.run(response.aread()) == b"Hello, world!"
 
 
+class Shouting:
+    """A stream in the place of a pool's own, as a program may put it there."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[bytes]:
+        return (piece.upper() for piece in self._stream)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for piece in self._stream:
+            yield piece.upper()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class Quick:
+    """Can be read at once, as a pool's streams can."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter([b"a", b"b"])
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for piece in self:
+            yield piece
+
+    def read_whole(self) -> bytes:
+        return b"ab"
+
+    async def aread_whole(self) -> bytes:
+        return b"ab"
+
+
+def test_a_wrapper_that_passes_on_what_it_does_not_know_is_not_passed_over() -> None:
+    assert Response(200, content=Quick()).read() == b"ab"
+    assert Response(200, content=Shouting(Quick())).read() == b"AB"
+    assert drive(Response(200, content=Quick()).aread()) == b"ab"
+    assert drive(Response(200, content=Shouting(Quick())).aread()) == b"AB"
+
+
 def test_content_that_has_not_been_read_is_not_there() -> None:
     with pytest.raises(ResponseStateError, match=r"'response\.read\(\)'"):
         _ = Response(200, content=Chunks(b"a")).content

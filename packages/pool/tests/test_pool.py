@@ -539,7 +539,7 @@ class Clock:
     def pool(self, **arguments: Any) -> ConnectionPool:
         pool = ConnectionPool(**arguments)
         inner, runtime = pool._pool, ThreadRuntime()
-        runtime.now = lambda: self.now  # the one thing that is virtual
+        runtime.now = staticmethod(lambda: self.now)  # the one thing that is virtual
         inner._runtime = inner._dialler._runtime = runtime
         inner._now = inner._dialler._now = runtime.now
         return pool

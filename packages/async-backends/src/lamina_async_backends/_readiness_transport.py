@@ -80,7 +80,8 @@ class ReadinessTransport(Transport):
     def wake_all(self) -> None:
         """See `Transport.wake_all`."""
         wake_all = self.waiter.library.wake_all
-        if wake_all is not None and self.sock.fileno() >= 0:
+        # Without a user of ours whoever waits for the socket is the caller, who got it by `get_extra_info`.
+        if wake_all is not None and self.users and self.sock.fileno() >= 0:
             wake_all(self.sock)
 
     # --- reading -------------------------------------------------------------------------------------------

@@ -213,8 +213,9 @@ class Transport:
         if not _HAS_POLL:
             return bool(select.select([self.sock], (), (), 0)[0])
         if self._poll is None:
-            self._poll = select.poll()
-            self._poll.register(self.sock, select.POLLIN)
+            poll = select.poll()
+            poll.register(self.sock, select.POLLIN)
+            self._poll = poll  # only now: after an interrupt in between it would never see anything
         return bool(self._poll.poll(0))
 
     def has_news(self) -> bool:

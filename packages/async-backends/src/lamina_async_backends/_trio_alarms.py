@@ -8,13 +8,18 @@ first of them and ends once there is none. It is not there before a read with a 
 from __future__ import annotations
 
 import contextvars
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING
 
 import trio
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+MAX_CANCELLED = 64
+"""Cancelled timers that may be kept besides as many as are pending: their times may be hours away."""
+
+_NEVER = float("inf")
 
 
 class _Timer:
@@ -50,6 +55,10 @@ class _Alarms:
         if self._sleep is None and not self._start():
             return None
         assert self._sleep is not None
+        if len(self._timers) > 2 * self._pending + MAX_CANCELLED:
+            # Not where they are cancelled, which a finaliser may do in the midst of a step of the heap.
+            self._timers = [timer for timer in self._timers if timer.function is not None]
+            heapify(self._timers)
         timer = _Timer(at, function, self)
         heappush(self._timers, timer)
         self._pending += 1
@@ -78,14 +87,15 @@ class _Alarms:
                 with self._sleep:
                     await trio.sleep_forever()
                 self._call_those_until(trio.current_time())
-                deadline = self._timers[0].at if self._timers else trio.current_time()
+                # Without any, an interrupt has spoilt the count: that must not make it go round and round.
+                deadline = self._timers[0].at if self._timers else _NEVER
                 self._sleep = trio.CancelScope(deadline=deadline)
         except trio.Cancelled:
             self._is_over = True  # the run is about to end; those who still wait find another way
             raise
         finally:
             self._sleep = None
-            self._call_those_until(float("inf"))
+            self._call_those_until(_NEVER)
 
     def _call_those_until(self, now: float) -> None:
         while self._timers and self._timers[0].at <= now:
@@ -99,6 +109,7 @@ class _Alarms:
 _of_the_run: trio.lowlevel.RunVar[_Alarms] = trio.lowlevel.RunVar("lamina_alarms")
 
 
+@trio.lowlevel.enable_ki_protection
 def call_at(at: float, function: Callable[[], None]) -> _Timer | None:
     """Call a function at a time of the run's clock.
 

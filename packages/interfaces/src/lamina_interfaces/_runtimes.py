@@ -215,7 +215,7 @@ class ThreadRuntime:
 
     name: RuntimeName = "threads"
 
-    now = staticmethod(time.monotonic)
+    now: staticmethod[[], float] = staticmethod(time.monotonic)
 
     def create_event(self) -> ThreadEvent:
         """A new event for one waiting thread."""

@@ -104,8 +104,8 @@ class StartAttempt(_Decision):
     __slots__ = __match_args__ = ("index", "address")
 
     def __init__(self, index: int, address: ResolvedAddress) -> None:
-        self.index = index
-        self.address = address
+        self.index: int = index
+        self.address: ResolvedAddress = address
 
 
 class Wait(_Decision):
@@ -114,7 +114,7 @@ class Wait(_Decision):
     __slots__ = __match_args__ = ("until",)
 
     def __init__(self, until: float | None) -> None:
-        self.until = until
+        self.until: float | None = until
 
 
 class Connected(_Decision):
@@ -123,7 +123,7 @@ class Connected(_Decision):
     __slots__ = __match_args__ = ("index",)
 
     def __init__(self, index: int) -> None:
-        self.index = index
+        self.index: int = index
 
 
 class GiveUp(_Decision):
@@ -132,7 +132,7 @@ class GiveUp(_Decision):
     __slots__ = __match_args__ = ("attempts",)
 
     def __init__(self, attempts: tuple[ConnectAttempt, ...]) -> None:
-        self.attempts = attempts
+        self.attempts: tuple[ConnectAttempt, ...] = attempts
 
 
 Action = StartAttempt | Wait | Connected | GiveUp

@@ -187,6 +187,8 @@ def _check_headers(
         if type(field) is tuple and field in known_lines:
             continue  # it was found to be in order before, and says nothing to the connection
         name, value = field
+        if not (isinstance(name, bytes) and isinstance(value, bytes)):
+            raise TypeError  # above all what can still be changed once it was checked
         lowered = _KNOWN_NAMES.get(name)
         if lowered is None:
             if not _is_token(name):

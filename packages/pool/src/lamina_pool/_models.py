@@ -253,8 +253,9 @@ class Response:
         """
         if self._content is None:
             stream = self._take("read", "read()", "aread()")
-            read_whole = getattr(stream, "read_whole", None)  # a pool's has it
-            content: bytes = b"".join(stream) if read_whole is None else read_whole()
+            # A pool's has it. Of the class, for a wrapper may pass on what it does not know to what it wraps.
+            read_whole = getattr(type(stream), "read_whole", None)
+            content: bytes = b"".join(stream) if read_whole is None else read_whole(stream)
             self._content = content
         return self._content
 
@@ -290,8 +291,8 @@ class Response:
         """
         if self._content is None:
             stream = self._atake("read", "read()", "aread()")
-            read_whole = getattr(stream, "aread_whole", None)
-            content: bytes = await (_joined(stream) if read_whole is None else read_whole())
+            read_whole = getattr(type(stream), "aread_whole", None)
+            content: bytes = await (_joined(stream) if read_whole is None else read_whole(stream))
             self._content = content
         return self._content
 

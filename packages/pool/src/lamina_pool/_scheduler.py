@@ -582,8 +582,8 @@ class Scheduler:
                 self._remove(slot)
             else:
                 self._offer(slot, now, actions)
-                if not self._waiting:
-                    return actions or _NOTHING
+                if not self._waiting or (slot.in_use and not slot._is_retired):
+                    return actions or _NOTHING  # one less waits, or none did: nobody waits for what is there
         if (origin := self._origins.get(waiter.key)) is not None:
             self._settle(origin, actions)
         return actions or _NOTHING
