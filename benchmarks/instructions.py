@@ -9,9 +9,9 @@
 With words only the paths whose names have one of them.
 
 What is counted are bytecode instructions per exchange, by the module whose code they are. The counts are the same on
-any machine, idle or busy, and in any run, but for one instruction or two of trio's, which shuffles its tasks. They say nothing of time spent in C (a regular expression, a join of
-buffers), which callgrind does see where it is installed. They differ from one version of Python to the next, so that
-stored counts hold for one only.
+any machine, idle or busy, and in any run, but for a few instructions of trio's, which shuffles its tasks. They say
+nothing of time spent in C (a regular expression, a join of buffers), which callgrind does see where it is installed.
+They differ from one version of Python to the next, so that stored counts hold for one only.
 
 Each path runs over streams in memory (`memory_streams.py`), whose own instructions are left out. It is warmed up
 first, and the collector is off while it is counted: when that runs depends on everything that was allocated before.
@@ -102,7 +102,7 @@ class InstructionCounter:
     def __enter__(self) -> None:
         self._before = sys.gettrace()
         self._had_collector = gc.isenabled()
-        pass
+        gc.disable()
         sys.settrace(self._called)
 
     def __exit__(self, *_: object) -> None:
@@ -210,7 +210,7 @@ class HotPath:
                 await path.exchange()
             counter.counts.clear()
         gc.collect()
-        pass
+        gc.disable()
         try:
             mark()
             for _ in range(exchanges):

@@ -706,7 +706,17 @@ sys.exit(command())
 
 
 @posix
-@pytest.mark.parametrize("module", ["lamina._cli", "argparse", "lamina_pool", "h11", "lamina_timeouts"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "lamina._cli",
+        "argparse",
+        "lamina_pool",
+        "lamina_pool._http11",
+        "lamina_sync_backend",
+        "lamina_timeouts",
+    ],
+)
 def test_an_interrupt_while_it_starts_is_no_traceback(module: str) -> None:
     script = INTERRUPTED_IMPORT.format(module=module)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=50, check=False)

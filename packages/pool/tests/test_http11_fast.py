@@ -602,7 +602,14 @@ def test_few_lines_are_remembered_and_no_secrets() -> None:
         write_head(b"GET", b"/", [HOST, (b"X-Number", b"%d" % number)])
         assert len(known) <= MAX_KNOWN_LINES
     secret = b"do not keep me"
-    for name in (b"Authorization", b"proxy-authorization", b"Cookie"):
+    for name in (
+        b"Authorization",
+        b"proxy-authorization",
+        b"Cookie",
+        b"X-Api-Key",
+        b"X-Auth-Token",
+        b"X-Goog-Signature",
+    ):
         assert write_head(b"GET", b"/", [HOST, (name, secret)]) is not None
     assert write_head(b"GET", b"/", [HOST, (b"X", b"long " * 100 + b"x")]) is not None
     assert all(secret not in line and len(line) < 500 for line in known.values())

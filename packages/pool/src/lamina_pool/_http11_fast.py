@@ -76,13 +76,13 @@ _is_part_of_first_size = re.compile(_PART_OF_SIZE).fullmatch
 _is_part_of_next_size = re.compile(rb"\r(?:\n" + _PART_OF_SIZE + rb")?+").fullmatch
 
 # Names and values whose line has been checked, with the line; `_checks.py` looks here, too. So what says something to
-# the connection is left out, and what the names in `SECRET_HEADERS` stand for. With `clear` in place of an order of use
-# there is nothing that two threads could get wrong.
+# the connection is left out, and what may be a secret by its name. With `clear` in place of an order of use there is
+# nothing that two threads could get wrong.
 known_lines: dict[tuple[bytes, bytes], bytes] = {}
 # The names that say something to the connection, in a request and in an answer.
 _REQUEST_NAMES = frozenset({b"connection", b"content-length", b"host", b"transfer-encoding", b"upgrade"})
 _ANSWER_NAMES = frozenset({b"connection", b"content-length", b"keep-alive", b"transfer-encoding"})
-_UNKNOWN_NAMES = frozenset({b"authorization", b"cookie", b"expect", b"proxy-authorization"})
+_is_not_kept = re.compile(rb"^expect$|auth|cookie|credential|key|pass|secret|session|sign|token").search
 
 
 def may_be_plain(data: bytes) -> bool:
@@ -121,7 +121,7 @@ def write_head(method: bytes, target: bytes, headers: Headers) -> tuple[bytes, i
                         length = CHUNKED
                     elif lowered != b"connection" or value.lower() != b"keep-alive":
                         return None
-                elif len(line) <= MAX_KNOWN_LINE and lowered not in _UNKNOWN_NAMES:
+                elif len(line) <= MAX_KNOWN_LINE and not _is_not_kept(lowered):
                     _remember(field, line)
             lines.append(line)
     except (TypeError, ValueError, BytesWarning):  # the last with `python -bb`
