@@ -6,8 +6,8 @@
 - `_lone_blocking`, `_lone_suspending`: connections without a pool, over `_lone`, which is a pool of one. `_interfaces`:
   what pools and connections offer alike. `_proxy_pools`: pools under other names, whose requests go through proxies.
 - `_scheduler`, `_lone_scheduler`: who gets which connection. `_http11`: what an HTTP/1.1 connection may do next, by way
-  of `_http11_fast` or, in doubt, of h11 in `_http11_judge`; `_http11_events` is what these have in common. `_http2`: the
-  same for HTTP/2, over h2. They are pure.
+  of `_http11_fast` or, in doubt, of h11 in `_http11_judge`; `_http11_events` is what these have in common. `_http2`:
+  the same for HTTP/2, over h2. They are pure.
 - `_models`, `_urls`: requests, responses, URLs. `_checks`: what is refused before a byte is sent.
 - `_environment`: proxies as the environment names them, for those who ask.
 - `_ssl`: the default TLS settings. `_trace`: what is told while a request is under way. `_stats`, `_info`: what a pool

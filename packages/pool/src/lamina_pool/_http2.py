@@ -134,6 +134,9 @@ SMALL_CHUNK = 4096
 MAX_KNOWN_BLOCKS = 64
 """Of how many header blocks in each direction it is remembered what they mean."""
 
+MAX_KNOWN_BLOCK = 64
+"""The longest of a server's that is, in bytes: each may refer to a field. A server cannot fill the memory with them."""
+
 _MAX_WINDOW: Final = 2**31 - 1
 _DEFAULT_WINDOW: Final = 65_535
 
@@ -688,7 +691,8 @@ class HTTP2Session:
                 return
             if head is None:
                 head = check_response(fields)
-                if len(self._known_heads) < MAX_KNOWN_BLOCKS and _has_only_references(block):
+                is_short = len(block) <= MAX_KNOWN_BLOCK and len(self._known_heads) < MAX_KNOWN_BLOCKS
+                if is_short and _has_only_references(block):
                     self._known_heads[block] = head
             self._read_head(stream, head, ends=bool(flags & END_STREAM))
         except MalformedMessage as error:
