@@ -157,10 +157,7 @@ class HTTP11Connection:
             trace = Tracer.of(request, self.trace_name)
             if trace is not None:
                 return await self._exchange_told(trace, request, head, framing, body, timeouts)
-            if framing.body == "none" and body.is_whole:
-                answer = await self._send_alone(head + session.send_end(), timeouts)
-            else:
-                answer = await self._send(head, framing, body, timeouts)
+            answer = await self._send(head, framing, body, timeouts)
             if answer is not None:
                 return answer
             if self.on_sent is not None:
@@ -229,17 +226,6 @@ class HTTP11Connection:
         explained.__cause__ = error
         return explained
 
-    async def _send_alone(self, head: bytes, timeouts: Timeouts) -> ResponseHead | None:
-        """Send a request that has no body. Returns the answer if it came though that failed."""
-        try:
-            await self._write(head, timeouts.write)
-        except (WriteError, WriteTimeout) as error:
-            answer = await self._answer_despite(error, timeouts.read)
-            if answer is None:
-                raise
-            return answer
-        return None
-
     async def _send(
         self, head: bytes, framing: RequestFraming, body: BodySource, timeouts: Timeouts
     ) -> ResponseHead | None:
@@ -251,7 +237,10 @@ class HTTP11Connection:
                     head = b""
                 if (answer := await self._await_continue(timeouts.read)) is not None:
                     return answer
-            await self._send_body(head, body, timeouts)
+            if framing.body == "none" and body.is_whole:
+                await self._write(head + self._session.send_end(), timeouts.write)
+            else:
+                await self._send_body(head, body, timeouts)
         except (WriteError, WriteTimeout) as error:
             answer = self._early or await self._answer_despite(error, timeouts.read)
             if answer is None:
@@ -289,7 +278,7 @@ class HTTP11Connection:
         return self._failure is None and (self._early is None or self._early.status < 300)
 
     async def _write(self, buffer: BytesLike, timeout: float | None) -> None:
-        if self._session.exchanges > 1 and not self.bytes_offered:
+        if self._is_reused and not self.bytes_offered:
             sent = await self._write_some(buffer, timeout)
             buffer = b"" if sent == len(buffer) else bytes(memoryview(buffer)[sent:])
         if buffer:
@@ -320,7 +309,7 @@ class HTTP11Connection:
 
         Bytes that can be read before our first one goes out cannot be the answer to it.
         """
-        is_first = self._session.exchanges > 1 and not self.bytes_offered
+        is_first = self._is_reused and not self.bytes_offered
         # A stream that watches looks before it writes, too. One that cannot tell (`None`) is not used again either: in
         # doubt for a new connection.
         if (
