@@ -72,13 +72,16 @@ class BlockingStream(StreamFace[NetworkStream]):
         data: bytes = self.public.read(max_bytes, timeout=timeout)
         return data
 
+    async def read_into(self, buffer: memoryview, timeout: float | None) -> int:
+        count: int = self.public.read_into(buffer, timeout=timeout)
+        return count
+
     async def write(self, buffer: BytesLike, timeout: float | None) -> None:
         self.public.write(buffer, timeout=timeout)
 
     async def write_until_readable(self, buffer: BytesLike, timeout: float | None) -> int:
-        watching = getattr(self.public, "write_until_readable", None)
-        if watching is not None:
-            sent: int = watching(buffer, timeout=timeout)
+        if self.is_watchful:
+            sent: int = self.public.write_until_readable(buffer, timeout=timeout)
             return sent
         for start, piece in pieces_of(buffer):
             if self.get_extra_info("is_readable"):

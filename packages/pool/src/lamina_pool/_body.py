@@ -83,8 +83,11 @@ class ResponseBody:
         self._is_closing = False
         self.trailers: Headers = []
 
-    async def receive(self) -> bytes:
+    async def receive(self, *, whole: bool = False) -> bytes:
         """The next bytes, as many as are here; `b""` at the end.
+
+        Args:
+            whole: whether all of them are wanted, so that more may be waited for than is here.
 
         Raises:
             ConcurrencyError: another thread or task is reading, or it is another event loop's.
@@ -104,8 +107,8 @@ class ResponseBody:
             if not (pool._world.is_blocking or pool._runtime.is_here()):
                 raise ConcurrencyError("the response belongs to another event loop", phase="read")
             if self._trace is None:
-                return await self._receive()
-            return await self._receive_traced(self._trace)
+                return await self._receive(whole)
+            return await self._receive_traced(self._trace, whole)
         finally:
             self._reading.release()
             if self._record is not None:
@@ -113,19 +116,20 @@ class ResponseBody:
 
     async def receive_whole(self) -> bytes:
         """All bytes up to the end. Errors are those of `receive`."""
-        piece = await self.receive()
+        piece = await self.receive(whole=True)
         if self._is_complete:
             return piece  # at once, as most are
         pieces = [piece]
         while piece:
-            piece = await self.receive()
+            piece = await self.receive(whole=True)
             pieces.append(piece)
         return b"".join(pieces)
 
-    async def _receive(self) -> bytes:
+    async def _receive(self, whole: bool) -> bytes:
         connection = self._connection
+        receive = connection.receive_body_whole if whole else connection.receive_body
         try:
-            data = await connection.receive_body(self._timeout)
+            data = await receive(self._timeout)
         except LaminaError as error:
             if self._record is not None:
                 self._record.note_error(self._pool.explain(error, self._request.url.origin))
@@ -147,14 +151,14 @@ class ResponseBody:
             self._give_back_whole()
         return data
 
-    async def _receive_traced(self, trace: Tracer) -> bytes:
+    async def _receive_traced(self, trace: Tracer, whole: bool) -> bytes:
         if not self._is_traced:
             self._is_traced = True
             await trace.started(
                 "receive_response_body", {"request": self._request, **self._connection.extensions}
             )
         try:
-            data = await self._receive()
+            data = await self._receive(whole)
         except BaseException as error:
             await trace.failed("receive_response_body", error)
             await trace.around("response_closed", {**self._connection.extensions}, nothing)

@@ -20,6 +20,7 @@ So the last look at it comes immediately before the first byte is written, after
 
 from __future__ import annotations
 
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from lamina_interfaces import (
@@ -54,6 +55,12 @@ COALESCE_BYTES = 64 * 1024
 
 MAX_READ_SIZE = 1024 * 1024
 """Up to this size reads grow, twofold with each that comes back full: fewer system calls for a large body."""
+
+MIN_DIRECT_BYTES = 32 * 1024
+"""From this size on, the rest of a body that is wanted as a whole is read straight into its place."""
+
+MAX_DIRECT_BYTES = 16 * 1024 * 1024
+"""The most memory that is taken at once for it, on the server's word that so much will come."""
 
 EXPECT_CONTINUE_SECONDS = 1.0
 """How long a body is held back after `Expect: 100-continue` (RFC 9110, section 10.1.1: not "indefinite")."""
@@ -118,6 +125,7 @@ class HTTP11Connection:
         self._pieces: list[bytes] = []  # of the body: taken from the session, not yet by the caller
         self._held = 0  # bytes in them
         self._has_ended = False
+        self._is_reused = False
         self._has_write_failed = False
         self._failure: LaminaError | None = None
         self._is_aborted = False
@@ -153,6 +161,7 @@ class HTTP11Connection:
         self._first_piece = b""
         self._has_ended = False
         head = session.send_head(framing.method, framing.target, framing.headers)
+        self._is_reused = session.exchanges > 1
         try:
             trace = Tracer.of(request, self.trace_name)
             if trace is not None:
@@ -171,10 +180,6 @@ class HTTP11Connection:
             if not self._is_reused or session.has_answer_begun:
                 raise
             raise StaleConnectionError(self._explain_stale(error), self.bytes_offered) from error
-
-    @property
-    def _is_reused(self) -> bool:
-        return self._session.exchanges > 1
 
     async def _exchange_told(self, trace: Tracer, *arguments: Any) -> ResponseHead:
         try:
@@ -231,16 +236,16 @@ class HTTP11Connection:
     ) -> ResponseHead | None:
         """Send all of the request, or what the server wants of it. Returns the answer if it came meanwhile."""
         try:
+            if framing.body == "none" and body.is_whole:
+                await self._write(head + self._session.send_end(), timeouts.write)
+                return None
             if framing.expects_continue:
                 if head:
                     await self._write(head, timeouts.write)
                     head = b""
                 if (answer := await self._await_continue(timeouts.read)) is not None:
                     return answer
-            if framing.body == "none" and body.is_whole:
-                await self._write(head + self._session.send_end(), timeouts.write)
-            else:
-                await self._send_body(head, body, timeouts)
+            await self._send_body(head, body, timeouts)
         except (WriteError, WriteTimeout) as error:
             answer = self._early or await self._answer_despite(error, timeouts.read)
             if answer is None:
@@ -279,8 +284,10 @@ class HTTP11Connection:
 
     async def _write(self, buffer: BytesLike, timeout: float | None) -> None:
         if self._is_reused and not self.bytes_offered:
-            sent = await self._write_some(buffer, timeout)
-            buffer = b"" if sent == len(buffer) else bytes(memoryview(buffer)[sent:])
+            sent = await self._write_first(buffer, timeout)
+            if sent == len(buffer):
+                return
+            buffer = bytes(memoryview(buffer)[sent:])
         if buffer:
             self.bytes_offered += len(buffer)
             await self.stream.write(buffer, timeout)
@@ -305,25 +312,30 @@ class HTTP11Connection:
             await self._write(bytes(rest[start : start + COALESCE_BYTES]), timeout)
 
     async def _write_some(self, buffer: BytesLike, timeout: float | None) -> int:
-        """Write until something can be read; returns how many bytes were written.
-
-        Bytes that can be read before our first one goes out cannot be the answer to it.
-        """
-        is_first = self._is_reused and not self.bytes_offered
-        # A stream that watches looks before it writes, too. One that cannot tell (`None`) is not used again either: in
-        # doubt for a new connection.
-        if (
-            is_first
-            and not self.stream.is_watchful
-            and self.stream.get_extra_info("is_readable") is not False
-        ):
-            raise _NotIdleError
+        """Write until something can be read; returns how many bytes were written."""
         before = self.bytes_offered
+        if self._is_reused and not before:
+            return await self._write_first(buffer, timeout)
         self.bytes_offered += len(buffer)
         sent = await self.stream.write_until_readable(buffer, timeout)
         self.bytes_offered = before + sent
         self.bytes_sent += sent
-        if is_first and not sent:
+        return sent
+
+    async def _write_first(self, buffer: BytesLike, timeout: float | None) -> int:
+        """The same, for the first bytes on a connection that is used again.
+
+        What can be read before they go out cannot be the answer to them.
+        """
+        stream = self.stream
+        # A stream that watches looks before it writes, too. One that cannot tell (`None`) is not used again either: in
+        # doubt for a new connection.
+        if not stream.is_watchful and stream.get_extra_info("is_readable") is not False:
+            raise _NotIdleError
+        self.bytes_offered = len(buffer)
+        sent = await stream.write_until_readable(buffer, timeout)
+        self.bytes_offered = self.bytes_sent = sent
+        if not sent:
             raise _NotIdleError
         return sent
 
@@ -378,12 +390,15 @@ class HTTP11Connection:
     # --- the response --------------------------------------------------------------------------------------
 
     async def _receive_head(self, timeout: float | None) -> ResponseHead:
+        session = self._session
+        if not session.has_answer_begun:
+            await self._fill(timeout)
         while True:
-            event = self._session.next_event()
+            event = session.next_event()
+            if type(event) is ResponseHead:
+                return event
             if event is None:
                 await self._fill(timeout)
-            elif isinstance(event, ResponseHead):
-                return event
 
     async def _receive_head_within(self, limit: Limit) -> ResponseHead:
         while True:
@@ -403,6 +418,9 @@ class HTTP11Connection:
             ReadError, ReadTimeout, DeadlineExceeded: as the stream raised it.
         """
         while True:
+            if not self._pieces and (data := self._session.take_body()):
+                self._has_ended = self._session.take_end()
+                return data
             self._collect()
             if self._pieces:
                 pieces, self._pieces, self._held = self._pieces, [], 0
@@ -415,6 +433,33 @@ class HTTP11Connection:
             if self._has_ended:
                 return b""
             await self._fill_body(timeout)
+
+    async def receive_body_whole(self, timeout: float | None) -> bytes:
+        """The same for whoever wants all of it: waits for more than is here, if that can be read into its place.
+
+        What has come when it fails is lost, as it is to whoever wants all or nothing.
+        """
+        data = await self.receive_body(timeout)
+        missing = self._session.missing
+        if missing < MIN_DIRECT_BYTES or self._pieces or not self.stream.is_direct:
+            return data
+        size = len(data)
+        # The bytes that are handed out in the end, written to while nobody else has them. So none is copied.
+        whole = BytesIO(bytes(min(size + missing, max(size, MAX_DIRECT_BYTES))))
+        whole.write(data)
+        with whole.getbuffer() as place:
+            while size < len(place):
+                with place[size:] as rest:
+                    count = await self.stream.read_into(rest, timeout)
+                if not count:
+                    self._check_end()
+                    self._session.receive(b"")
+                    break
+                self._session.skip_body(count)
+                size += count
+        whole.truncate(size)
+        self._has_ended = self._session.take_end()
+        return whole.getvalue()
 
     def _collect(self) -> None:
         """Take what has come of the body, up to what is missing or broken, or to its end."""
@@ -449,10 +494,14 @@ class HTTP11Connection:
             data = await self.stream.read(self._read_size, timeout)
             if len(data) == self._read_size < MAX_READ_SIZE:
                 self._read_size *= 2
-        if not data and self._is_aborted:
-            # Some streams read our own closing, by another thread, as the peer's orderly end.
-            raise ReadError("the connection was closed while it was being read", phase="read")
+        if not data:
+            self._check_end()
         self._session.receive(data)
+
+    def _check_end(self) -> None:
+        """Some streams read our own closing, by another thread, as the peer's orderly end."""
+        if self._is_aborted:
+            raise ReadError("the connection was closed while it was being read", phase="read")
 
     # --- afterwards ----------------------------------------------------------------------------------------
 

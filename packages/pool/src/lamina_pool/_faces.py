@@ -26,18 +26,13 @@ FALLBACK_WRITE_BYTES = 64 * 1024
 class StreamFace(Generic[S]):
     """What `_io.Stream` asks for and needs no waiting."""
 
-    __slots__ = ("public",)
+    __slots__ = ("is_direct", "is_prompt", "is_watchful", "public")
 
     def __init__(self, stream: S) -> None:
         self.public: Any = stream
-
-    @property
-    def is_watchful(self) -> bool:
-        return hasattr(self.public, "write_until_readable")
-
-    @property
-    def is_prompt(self) -> bool:
-        return hasattr(self.public, "write_now")
+        self.is_watchful = hasattr(stream, "write_until_readable")
+        self.is_prompt = hasattr(stream, "write_now")
+        self.is_direct = hasattr(stream, "read_into")
 
     @property
     def has_unsent(self) -> bool:

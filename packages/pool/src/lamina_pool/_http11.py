@@ -173,7 +173,7 @@ class HTTP11Session:
                 self._buffer += data
                 self._has_peer_ended |= not data
                 return
-            buffer = self._buffer + data
+            buffer = self._buffer + data  # which copies nothing where one of them is empty
             if data and self._progress != _UNSENT and may_be_plain(buffer):
                 self.has_answer_begun = True
                 self._buffer = buffer
@@ -226,18 +226,44 @@ class HTTP11Session:
         return head
 
     def _next_of_length(self) -> Event | None:
-        left = self._left
-        if not left:
-            self._awaited = _NOTHING
+        if self.take_end():
             return EndOfResponse([])
-        data = self._buffer
-        if not data:
-            return self._judged().next_event() if self._has_peer_ended else None
+        if data := self.take_body():
+            return BodyData(data)
+        return self._judged().next_event() if self._has_peer_ended else None
+
+    def take_body(self) -> bytes:
+        """All that has come of a body of declared length, without events.
+
+        Returns:
+            The bytes. `b""`: there are none, or it is not that simple; ask `next_event`.
+        """
+        left, data = self._left, self._buffer
+        if self._awaited != _LENGTH or not data or not left or self._judge is not None:
+            return b""
         self._buffer = data[left:]
         if len(data) > left:
             data = data[:left]
         self._left = left - len(data)
-        return BodyData(data)
+        return data
+
+    def take_end(self) -> bool:
+        """Whether the body has been taken to its end; then the answer is complete. If not, ask `next_event`."""
+        if self._left or self._awaited != _LENGTH or self._judge is not None:
+            return False
+        self._awaited = _NOTHING
+        return True
+
+    @property
+    def missing(self) -> int:
+        """Bytes of a body of declared length that have not come, and may go past us (`skip_body`); otherwise 0."""
+        if self._awaited != _LENGTH or self._judge is not None or self._has_peer_ended:
+            return 0
+        return max(0, self._left - len(self._buffer))
+
+    def skip_body(self, count: int) -> None:
+        """So many bytes of the body have come, behind all that was taken. At most as many as are `missing`."""
+        self._left -= count
 
     def _read_chunks(self) -> bytes:
         """What there is of the body. If that is nothing, and cannot become more, the judge is called."""
@@ -354,7 +380,15 @@ class HTTP11Session:
 
     def start_next(self) -> None:
         """Make ready for another request. Only where it `is_reusable`."""
-        self._begin()
+        if self._judge is not None:
+            self._begin()
+            return
+        # What else there is is as it was, or is set before it is looked at.
+        self.has_answer_begun = False
+        self._progress = _UNSENT
+        self._awaited = _HEAD
+        self._searched = 0
+        self._keep_alive_timeout = None
 
 
 def _framing(length: int) -> tuple[bytes, bytes]:

@@ -329,6 +329,8 @@ class HTTP2Exchange:
             limit = connection.limit(timeout, "read")
             await connection.wait(self, lambda: self._has_news, limit)
 
+    receive_body_whole = receive_body  # what comes is shared with others' streams, and in frames
+
     @property
     def _has_news(self) -> bool:
         stream = self._the_stream

@@ -33,13 +33,18 @@ class Stream(Protocol):
         """The stream as the backend gave it, for `extensions["network_stream"]`."""
         ...
 
-    @property
-    def is_watchful(self) -> bool:
-        """Whether it has the ability of `InterruptibleWriter`, and so knows of time limits too."""
-        ...
+    is_watchful: bool
+    """Whether it has the ability of `InterruptibleWriter`, and so knows of time limits too."""
 
     async def read(self, max_bytes: int, timeout: float | None) -> bytes:
         """See `NetworkStream.read`."""
+        ...
+
+    is_direct: bool
+    """Whether it has the ability of `DirectReader`; only then may the next one be used."""
+
+    async def read_into(self, buffer: memoryview, timeout: float | None) -> int:
+        """See `DirectReader.read_into`."""
         ...
 
     async def write(self, buffer: BytesLike, timeout: float | None) -> None:
@@ -50,10 +55,8 @@ class Stream(Protocol):
         """See `InterruptibleWriter.write_until_readable`; emulated for streams without that ability."""
         ...
 
-    @property
-    def is_prompt(self) -> bool:
-        """Whether it has the ability of `PromptWriter`; only then may the next three be used."""
-        ...
+    is_prompt: bool
+    """Whether it has the ability of `PromptWriter`; only then may the next three be used."""
 
     @property
     def has_unsent(self) -> bool:
@@ -170,6 +173,10 @@ class Exchange(Protocol):
 
     async def receive_body(self, timeout: float | None) -> bytes:
         """The next bytes of the body, as many as are here; `b""` at its end, and after it."""
+        ...
+
+    async def receive_body_whole(self, timeout: float | None) -> bytes:
+        """The same for whoever wants all of it: may wait for more than is here, even for all."""
         ...
 
     async def drain(self) -> None:

@@ -103,15 +103,17 @@ class SuspendingStream(StreamFace[AsyncNetworkStream]):
             raise
         return data
 
+    async def read_into(self, buffer: memoryview, timeout: float | None) -> int:
+        return await self._world.noted("read", self.public.read_into(buffer, timeout=timeout))
+
     async def write(self, buffer: BytesLike, timeout: float | None) -> None:
         await self._world.noted("write", self.public.write(buffer, timeout=timeout))
 
     async def write_until_readable(self, buffer: BytesLike, timeout: float | None) -> int:
-        watching = getattr(self.public, "write_until_readable", None)
-        if watching is None:
+        if not self.is_watchful:
             return await self._write_looking(buffer, timeout)
         try:
-            sent: int = await watching(buffer, timeout=timeout)
+            sent: int = await self.public.write_until_readable(buffer, timeout=timeout)
         except Exception:
             raise
         except BaseException:
