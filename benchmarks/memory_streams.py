@@ -43,6 +43,11 @@ class _Answers:
         self._unread = self._unread[len(data) :]
         return data
 
+    def _give_into(self, buffer: bytearray | memoryview) -> int:
+        data = self._give(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
     def _tell(self, info: str) -> Any:
         return bool(self._unread) if info == "is_readable" else None
 
@@ -59,6 +64,12 @@ class MemoryStream(_Answers, NetworkStream):
         if self._pause is not None:
             self._pause()
         return self._give(max_bytes)
+
+    def read_into(self, buffer: bytearray | memoryview, timeout: float | None = None) -> int:
+        """See `DirectReader.read_into`."""
+        if self._pause is not None:
+            self._pause()
+        return self._give_into(buffer)
 
     def write(self, buffer: BytesLike, timeout: float | None = None) -> None:
         """See `NetworkStream.write`."""
@@ -93,6 +104,12 @@ class AsyncMemoryStream(_Answers, AsyncNetworkStream):
         if self._pause is not None:
             await self._pause()
         return self._give(max_bytes)
+
+    async def read_into(self, buffer: bytearray | memoryview, timeout: float | None = None) -> int:
+        """See `AsyncDirectReader.read_into`."""
+        if self._pause is not None:
+            await self._pause()
+        return self._give_into(buffer)
 
     async def write(self, buffer: BytesLike, timeout: float | None = None) -> None:
         """See `AsyncNetworkStream.write`."""

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lamina_interfaces import (
     DEFAULT_READ_SIZE,
+    DirectReader,
     InterruptibleWriter,
     Limit,
     NetworkBackend,
@@ -125,6 +126,7 @@ class Script:
         fail_write_after: after so many bytes writing fails with `WriteError`.
         stall_write_after: after so many bytes the peer takes no more.
         watchful: whether the stream has `write_until_readable`.
+        direct: whether it has `read_into` besides.
         readable: what `is_readable` says; `None` for a stream that cannot say it, "auto" for the truth.
         connect_seconds: what connecting takes.
         tls_seconds: what each `start_tls` takes.
@@ -138,6 +140,7 @@ class Script:
         fail_write_after: int | None = None,
         stall_write_after: int | None = None,
         watchful: bool = True,
+        direct: bool = False,
         readable: Any = "auto",
         connect_seconds: float = 0.0,
         tls_seconds: float = 0.0,
@@ -148,6 +151,7 @@ class Script:
         self.fail_write_after = fail_write_after
         self.stall_write_after = stall_write_after
         self.watchful = watchful
+        self.direct = direct
         self.readable = readable
         self.connect_seconds = connect_seconds
         self.tls_seconds = tls_seconds
@@ -378,6 +382,17 @@ class WatchfulStream(ScriptedStream, InterruptibleWriter):
         return sent
 
 
+class DirectStream(WatchfulStream, DirectReader):
+    """One that can read into its user's buffer, too. The log has "read into 5" for a buffer of 5 bytes."""
+
+    def read_into(self, buffer: bytearray | memoryview, timeout: float | None = None) -> int:
+        size = len(buffer)
+        data = self.read(size, timeout)
+        self.log[-1] = f"read into {size}"
+        buffer[: len(data)] = data
+        return len(data)
+
+
 class Dial(NamedTuple):
     """The arguments of one call to connect; `host` is the path of a unix socket where `port` is `None`."""
 
@@ -430,7 +445,7 @@ class ScriptedBackend(NetworkBackend):
                 whole.steps = script
                 script = whole
             self.clock.spend(script.connect_seconds, Limit(dial.timeout, self.clock.now, "connect"))
-            kind = WatchfulStream if script.watchful else ScriptedStream
+            kind = DirectStream if script.direct else WatchfulStream if script.watchful else ScriptedStream
             stream = kind(script, self.clock, f"#{len(self.streams)}")
             self.streams.append(stream)
             return stream

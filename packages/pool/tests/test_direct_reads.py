@@ -1,0 +1,195 @@
+"""A body that is wanted as a whole, read straight into its place, over streams that can do that."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lamina_interfaces import ReadError, ReadTimeout, RemoteProtocolError
+from lamina_pool import BodyReceived, ConnectionPool, PoolEvent, Request, Response, _connection
+from lamina_pool._connection import MAX_DIRECT_BYTES, MIN_DIRECT_BYTES
+from pool_helpers import EOF, HEAD, OK, RESET, Call, Script, ScriptedBackend, checked_pool, response
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+URL = "http://a.test/"
+BODY = bytes(range(256)) * 4096  # 1 MiB
+ANSWER = response(BODY)
+BODY_AT = len(ANSWER) - len(BODY)
+
+
+def cut(data: bytes, places: Sequence[int]) -> list[bytes]:
+    """The data in pieces, cut at these places."""
+    edges = [0, *sorted(places), len(data)]
+    return [data[start:end] for start, end in itertools.pairwise(edges) if start < end]
+
+
+def direct(*steps: Any) -> ScriptedBackend:
+    return ScriptedBackend(Script(*steps, direct=True))
+
+
+def reads(backend: ScriptedBackend) -> list[str]:
+    return [call for call in backend.streams[0].log if call.startswith("read")]
+
+
+def ask(pool: ConnectionPool, method: str = "GET", **extensions: Any) -> Response:
+    return pool.handle_request(
+        Request(method, URL, headers=[(b"Host", b"a.test")], extensions=dict(extensions))
+    )
+
+
+def test_what_has_not_come_with_the_head_is_read_into_its_place() -> None:
+    backend = direct(HEAD, *cut(ANSWER, [BODY_AT + 1000]), HEAD, OK)
+    with checked_pool(backend) as pool:
+        assert pool.request("GET", URL).content == BODY
+        assert reads(backend) == ["read", f"read into {len(BODY) - 1000}"]
+        assert pool.request("GET", URL).content == b"ok"  # over the same connection
+
+
+def test_where_only_the_head_has_come_the_first_piece_is_waited_for_like_any() -> None:
+    backend = direct(HEAD, *cut(ANSWER, [BODY_AT, BODY_AT + 5000]), HEAD, OK)
+    with checked_pool(backend) as pool:
+        assert pool.request("GET", URL).content == BODY
+        assert reads(backend) == ["read", "read", f"read into {len(BODY) - 5000}"]
+        assert pool.request("GET", URL).content == b"ok"
+
+
+@given(places=st.lists(st.integers(1, len(ANSWER) - 1), max_size=12))
+def test_wherever_it_is_cut(places: list[int]) -> None:
+    backend = direct(HEAD, *cut(ANSWER, places), HEAD, OK)
+    with checked_pool(backend) as pool:
+        assert pool.request("GET", URL).content == BODY
+        assert pool.request("GET", URL).content == b"ok"
+
+
+def test_bytes_behind_the_body_are_never_asked_for_and_keep_the_connection_from_being_used_again() -> None:
+    backend = ScriptedBackend(Script(HEAD, *cut(ANSWER, [BODY_AT + 9]), OK, direct=True), [HEAD, OK])
+    with checked_pool(backend) as pool:
+        assert pool.request("GET", URL).content == BODY
+        assert pool.request("GET", URL).content == b"ok"
+        assert len(backend.dials) == 2
+
+
+def test_bytes_behind_the_body_that_came_with_its_end_are_no_part_of_it() -> None:
+    backend = ScriptedBackend(Script(HEAD, ANSWER[:70000], ANSWER[70000:] + OK, direct=True), [HEAD, OK])
+    with checked_pool(backend) as pool:
+        assert pool.request("GET", URL).content == BODY
+        assert pool.request("GET", URL).content == b"ok"
+        assert len(backend.dials) == 2
+
+
+@pytest.mark.parametrize(
+    ("end", "error"), [(EOF, RemoteProtocolError), (RESET, ReadError)], ids=["ends", "breaks"]
+)
+@pytest.mark.parametrize("at", [BODY_AT + 1, BODY_AT + 700_000, len(ANSWER) - 1])
+def test_a_body_that_is_cut_off_is_an_error(end: object, error: type[Exception], at: int) -> None:
+    backend = direct(HEAD, *cut(ANSWER[:at], [BODY_AT]), end)
+    with checked_pool(backend) as pool:
+        with pytest.raises(error) as raised:
+            pool.request("GET", URL)
+        assert raised.value.phase == "read"  # type: ignore[attr-defined] # all of ours have one
+        assert raised.value.origin == "http://a.test:80"  # type: ignore[attr-defined] # as above
+        assert pool.stats().connections == 0
+
+
+def test_the_read_timeout_holds_for_each_wait() -> None:
+    backend = direct(HEAD, ANSWER[: BODY_AT + 100_000])
+    with checked_pool(backend) as pool:
+        reply = ask(pool, timeout={"read": 3.0})
+        with pytest.raises(ReadTimeout):
+            reply.read()
+        reply.close()
+        assert set(backend.streams[0].timeouts[1:]) == {3.0}
+        assert pool.stats().connections == 0
+
+
+def test_whoever_closes_the_response_meanwhile_ends_the_read() -> None:
+    waiting = threading.Event()
+    backend = direct(HEAD, ANSWER[: BODY_AT + 100_000], Call(waiting.set))
+    with checked_pool(backend) as pool:
+        reply = ask(pool)
+
+        def close() -> None:
+            waiting.wait(10)
+            reply.close()
+
+        closer = threading.Thread(target=close)
+        closer.start()
+        with pytest.raises(ReadError):
+            reply.read()
+        closer.join()
+        assert pool.stats().connections == 0
+
+
+def test_a_small_rest_is_read_as_it_comes() -> None:
+    body = b"x" * (MIN_DIRECT_BYTES - 1)
+    answer = response(body)
+    backend = direct(HEAD, *cut(answer, [len(answer) - len(body), len(answer) - len(body) + 1]))
+    with checked_pool(backend) as pool:
+        assert pool.request("GET", URL).content == body
+        assert reads(backend) == ["read"] * 3
+
+
+def test_memory_is_taken_on_the_servers_word_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert MAX_DIRECT_BYTES <= 16 * 2**20
+    monkeypatch.setattr(_connection, "MAX_DIRECT_BYTES", 100_000)
+    backend = direct(HEAD, *cut(ANSWER, [BODY_AT + 10]), HEAD, OK)
+    with checked_pool(backend) as pool:
+        assert pool.request("GET", URL).content == BODY
+        asked = [int(call.split()[-1]) for call in reads(backend) if "into" in call]
+        assert max(asked) <= 100_000
+        assert pool.request("GET", URL).content == b"ok"
+
+
+def test_a_response_that_is_read_piece_by_piece_first_gives_the_rest_in_one() -> None:
+    backend = direct(HEAD, *cut(ANSWER, [BODY_AT + 1000, BODY_AT + 2000]), HEAD, OK)
+    with checked_pool(backend) as pool:
+        reply = ask(pool)
+        stream: Any = reply.stream
+        assert next(stream) == BODY[:1000]
+        assert stream.read_whole() == BODY[1000:]
+        reply.close()
+        assert pool.request("GET", URL).content == b"ok"
+
+
+@pytest.mark.parametrize(
+    "length", [b"Transfer-Encoding: chunked", b"Connection: close"], ids=["chunks", "close"]
+)
+def test_a_body_of_unknown_length_is_read_in_pieces(length: bytes) -> None:
+    is_chunked = b"chunked" in length
+    framed = b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY) if is_chunked else BODY
+    backend = direct(HEAD, b"HTTP/1.1 200 OK\r\n" + length + b"\r\n\r\n", framed, EOF)
+    with checked_pool(backend) as pool:
+        assert pool.request("GET", URL).content == BODY
+        assert not any("into" in call for call in reads(backend))
+
+
+def test_an_answer_to_head_has_no_body_to_wait_for() -> None:
+    backend = direct(HEAD, ANSWER[:BODY_AT], HEAD, OK)
+    with checked_pool(backend) as pool:
+        assert pool.request("HEAD", URL).content == b""
+        assert pool.request("GET", URL).content == b"ok"
+
+
+def test_a_listener_and_a_trace_are_told_of_all_the_bytes() -> None:
+    told: list[str] = []
+    sizes: list[int] = []
+
+    def on_event(event: PoolEvent) -> None:
+        if isinstance(event, BodyReceived):
+            sizes.append(event.size)
+
+    backend = direct(HEAD, *cut(ANSWER, [BODY_AT + 1000]))
+    with checked_pool(backend, on_event=on_event) as pool:
+        reply = ask(pool, trace=lambda name, info: told.append(name))
+        assert reply.read() == BODY
+        reply.close()
+    assert told.count("http11.receive_response_body.started") == 1
+    assert told.count("http11.receive_response_body.complete") == 1
+    assert sizes == [len(BODY)]
