@@ -199,7 +199,7 @@ class ResponseStream:
     def read_whole(self) -> bytes:
         """The same as joining all that there is still to iterate over."""
         try:
-            return run(self._body.receive_whole())
+            return self._body.take_whole() or run(self._body.receive_whole())
         except StopIteration as error:
             raise RuntimeError("the trace callback raised StopIteration") from error  # as above
 

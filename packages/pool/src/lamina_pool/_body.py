@@ -114,6 +114,24 @@ class ResponseBody:
             if self._record is not None:
                 self._pool.tell_at_end(self._record)
 
+    def take_whole(self) -> bytes:
+        """All bytes, if they have come with the head, as most bodies do; otherwise `b""`: then `receive_whole` has them.
+
+        Never waits, so that it does without a coroutine.
+        """
+        if self._trace is not None or self._record is not None or not self._reading.acquire(False):
+            return b""
+        try:
+            pool = self._pool
+            if not self.is_open or self._switched or not (pool._world.is_blocking or pool._runtime.is_here()):
+                return b""
+            if data := self._connection.take_whole():
+                self._is_complete = True
+                self._give_back_whole()
+            return data
+        finally:
+            self._reading.release()
+
     async def receive_whole(self) -> bytes:
         """All bytes up to the end. Errors are those of `receive`."""
         piece = await self.receive(whole=True)

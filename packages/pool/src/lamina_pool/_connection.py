@@ -434,6 +434,13 @@ class HTTP11Connection:
                 return b""
             await self._fill_body(timeout)
 
+    def take_whole(self) -> bytes:
+        """The body, if all of it has come with the head; otherwise, and if it is empty, `b""`."""
+        if self._pieces or not (data := self._session.take_whole()):
+            return b""
+        self._has_ended = True
+        return data
+
     async def receive_body_whole(self, timeout: float | None) -> bytes:
         """The same for whoever wants all of it: waits for more than is here, if that can be read into its place.
 

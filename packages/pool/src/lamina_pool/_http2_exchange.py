@@ -307,6 +307,10 @@ class HTTP2Exchange:
             raise self._explain()
         return stream.head
 
+    def take_whole(self) -> bytes:
+        """Never anything: what has come is accounted for, and told the server, where it is received."""
+        return b""
+
     async def receive_body(self, timeout: float | None) -> bytes:
         """The next bytes of the body, as many as are here; `b""` at its end, and after it.
 

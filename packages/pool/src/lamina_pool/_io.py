@@ -175,6 +175,10 @@ class Exchange(Protocol):
         """The next bytes of the body, as many as are here; `b""` at its end, and after it."""
         ...
 
+    def take_whole(self) -> bytes:
+        """The body, if all of it is here already; otherwise, and if it is empty, `b""`."""
+        ...
+
     async def receive_body_whole(self, timeout: float | None) -> bytes:
         """The same for whoever wants all of it: may wait for more than is here, even for all."""
         ...

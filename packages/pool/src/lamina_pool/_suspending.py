@@ -366,7 +366,7 @@ class AsyncResponseStream:
 
     async def aread_whole(self) -> bytes:
         """The same as joining all that there is still to iterate over."""
-        return await faced(self._body.receive_whole())
+        return self._body.take_whole() or await faced(self._body.receive_whole())
 
     async def aclose(self) -> None:
         """Let go of the connection, whatever is unread; the second time nothing is done. Frees it when cancelled."""
