@@ -44,7 +44,7 @@ from lamina_interfaces import (
 from lamina_timeouts import timeout
 
 if TYPE_CHECKING:
-    from lamina_interfaces import AsyncNetworkStream, AsyncPromptWriter
+    from lamina_interfaces import AsyncDirectReader, AsyncNetworkStream, AsyncPromptWriter
     from stack_worlds import World
 
 SHORT = 0.05
@@ -630,6 +630,15 @@ async def _(case: Case) -> None:
 Use = Callable[["AsyncNetworkStream"], Awaitable[Any]]
 
 
+async def _read_into(
+    stream: AsyncNetworkStream, buffer: bytearray | memoryview | None = None, seconds: float | None = LONG
+) -> bytes:
+    """What is put into a buffer."""
+    buffer = bytearray(100) if buffer is None else buffer
+    count = await cast("AsyncDirectReader", stream).read_into(buffer, seconds)
+    return bytes(buffer[:count])
+
+
 async def _write_now(stream: AsyncNetworkStream, buffer: bytes) -> int:
     return cast("AsyncPromptWriter", stream).write_now(buffer)
 
@@ -655,6 +664,12 @@ _USES: list[tuple[str, Use, type[LaminaError]]] = [
     ("read: timeout=-1", lambda stream: stream.read(timeout=-1), _VALUE),
     ("read: timeout=nan", lambda stream: stream.read(timeout=float("nan")), _VALUE),
     ("read: timeout='1'", lambda stream: stream.read(timeout=cast("float", "1")), _TYPE),
+    ("read_into: bytes", lambda stream: _read_into(stream, cast("bytearray", b"xyz")), _TYPE),
+    ("read_into: a number", lambda stream: _read_into(stream, cast("bytearray", 5)), _TYPE),
+    ("read_into: an empty buffer", lambda stream: _read_into(stream, bytearray()), _VALUE),
+    ("read_into: a view with gaps", lambda stream: _read_into(stream, memoryview(bytearray(8))[::2]), _VALUE),
+    ("read_into: timeout=-1", lambda stream: _read_into(stream, seconds=-1), _VALUE),
+    ("read_into: timeout='1'", lambda stream: _read_into(stream, seconds=cast("float", "1")), _TYPE),
     ("write: text", lambda stream: stream.write(cast("bytes", "text")), _TYPE),
     ("write: a number", lambda stream: stream.write(cast("bytes", 5)), _TYPE),
     ("write: a list", lambda stream: stream.write(cast("bytes", [1, 2])), _TYPE),
@@ -699,6 +714,7 @@ for _name, _use, _class in _USES:
 
 _CLOSED_USES: list[tuple[str, Use, type[LaminaError]]] = [
     ("read", lambda stream: stream.read(), ReadError),
+    ("read_into", _read_into, ReadError),
     ("write", lambda stream: stream.write(b"x"), WriteError),
     ("write of nothing", lambda stream: stream.write(b""), WriteError),
     ("write_until_readable", lambda stream: cast("Any", stream).write_until_readable(b"x"), WriteError),
@@ -999,6 +1015,39 @@ async def _(case: Case) -> None:
     await _read_secured(case, _say_and_end, 3)
 
 
+async def _put_all(case: Case, stream: AsyncNetworkStream, count: int) -> None:
+    for _ in range(count):
+        case.data.append(await _read_into(stream))
+
+
+@fault("read_into: the peer ends", None)
+async def _(case: Case) -> None:
+    async with linked(case) as (stream, peer):
+        peer.sendall(b"before")
+        peer.close()
+        await _put_all(case, stream, 3)
+
+
+@fault("read_into: the peer resets", ReadError, "read")
+async def _(case: Case) -> None:
+    async with linked(case) as (stream, peer):
+        reset(peer)
+        await _put_all(case, stream, 2)
+
+
+def _put_secured(script: Callable[[ssl.SSLSocket], object], count: int) -> Callable[[Case], Awaitable[None]]:
+    async def act(case: Case) -> None:
+        async with secured(case, script, until_done=False) as stream:
+            await _put_all(case, stream, count)
+
+    return act
+
+
+fault("read_into over TLS: cut off without close_notify", ReadError, "read")(_put_secured(_say_and_cut, 2))
+fault("read_into over TLS: broken record", ReadError, "read")(_put_secured(_say_and_break, 2))
+fault("read_into over TLS: close_notify", None)(_put_secured(_say_and_end, 3))
+
+
 # --- writing -----------------------------------------------------------------------------------------------
 
 
@@ -1238,6 +1287,8 @@ _WAITS: dict[str, tuple[Wait, str, type[LaminaError]]] = {
     ),
     "read": (_in_stream(lambda s, t: s.read(timeout=t)), "read", ReadTimeout),
     "read over TLS": (_in_stream(lambda s, t: s.read(timeout=t), tls=True), "read", ReadTimeout),
+    "read_into": (_in_stream(lambda s, t: _read_into(s, seconds=t)), "read", ReadTimeout),
+    "read_into over TLS": (_in_stream(lambda s, t: _read_into(s, seconds=t), tls=True), "read", ReadTimeout),
     "write": (_in_stream(lambda s, t: s.write(bytes(MUCH), timeout=t)), "write", WriteTimeout),
     "write over TLS": (
         _in_stream(lambda s, t: s.write(bytes(MUCH), timeout=t), tls=True),

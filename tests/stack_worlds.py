@@ -267,6 +267,9 @@ class BlockingStream:
     async def read(self, max_bytes: Any = None, timeout: Any = None) -> bytes:
         return cast("bytes", self.blocking.read(max_bytes, timeout=timeout))
 
+    async def read_into(self, buffer: Any, timeout: Any = None) -> int:
+        return cast("int", self.blocking.read_into(buffer, timeout=timeout))
+
     async def write(self, buffer: Any, timeout: Any = None) -> None:
         self.blocking.write(buffer, timeout=timeout)
 

@@ -517,7 +517,7 @@ BAD_ARGUMENTS: list[tuple[dict[str, Any], type[Exception]]] = [
     ({"options": [(1, 2, 3, 4)]}, ArgumentTypeError),
     ({"options": [("1", 2, 3)]}, ArgumentTypeError),
     ({"options": [(1, "x", 1)]}, ArgumentTypeError),
-    ({"options": [(1, 2, object())]}, ArgumentTypeError),
+    ({"options": [(1, 2, {})]}, ArgumentTypeError),
     ({"options": [(1, 2, 2**80)]}, ArgumentValueError),
     ({"options": [(1, 2**80, 1)]}, ArgumentValueError),
 ]

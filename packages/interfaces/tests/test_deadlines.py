@@ -17,6 +17,7 @@ from interfaces_clock import VirtualClock
 from lamina_interfaces import (
     GLANCE_SECONDS,
     NEVER,
+    NO_LIMIT,
     ArgumentTypeError,
     ArgumentValueError,
     ConnectTimeout,
@@ -34,6 +35,7 @@ from lamina_interfaces import (
     current_deadline,
     enter_deadline,
     open_deadline,
+    start_limit,
 )
 
 times = st.floats(min_value=0, max_value=1e9)
@@ -97,8 +99,9 @@ def test_seconds_become_a_float(seconds: float | None, checked: float) -> None:
         lambda seconds: open_deadline(seconds, VirtualClock()),
         lambda seconds: Deadline(1.0, VirtualClock()).reschedule(seconds),
         lambda seconds: Limit(seconds, VirtualClock(), "read"),
+        lambda seconds: start_limit(seconds, VirtualClock(), "read"),
     ],
-    ids=["check_seconds", "Deadline", "open_deadline", "reschedule", "Limit"],
+    ids=["check_seconds", "Deadline", "open_deadline", "reschedule", "Limit", "start_limit"],
 )
 def test_what_is_no_number_of_seconds_is_refused(
     take: Callable[[object], object], seconds: object, error: type[Exception], text: str
@@ -502,6 +505,55 @@ def test_an_operation_without_limits_never_reads_the_clock() -> None:
         limit.expired()
         limit.check()
     assert clock.readings == 0
+
+
+@pytest.mark.parametrize("phase", get_args(Phase))
+def test_operations_that_nothing_bounds_share_a_limit_that_nobody_can_change(phase: Phase) -> None:
+    clock = VirtualClock()
+    limit = start_limit(None, clock, phase)
+    assert start_limit(None, VirtualClock(3.0), phase) is limit is NO_LIMIT[phase]
+    assert limit.phase == phase
+    for name in Limit.__slots__:
+        with pytest.raises(AttributeError, match=f"its {name} cannot be set"):
+            setattr(limit, name, getattr(limit, name))
+    with pytest.raises(AttributeError):
+        limit.something = 1  # type: ignore[attr-defined] # a mistake
+    limit.check()
+    limit.interrupted()
+    assert (limit.remaining(), limit.glance(), limit.expired(), limit.is_ambient) == (
+        None,
+        None,
+        False,
+        False,
+    )
+
+
+def test_an_operation_that_something_bounds_starts_with_a_limit_of_its_own() -> None:
+    clock = VirtualClock(5.0)
+    limit = start_limit(2.0, clock, "read")
+    assert limit is not start_limit(2.0, clock, "read")
+    limit.phase = "write"
+    clock.now += 1.5
+    assert limit.remaining() == 0.5
+    assert start_limit(math.inf, clock, "read").remaining() is None
+    deadline = open_deadline(1.0, clock)
+    assert start_limit(None, clock, "read").remaining() == 1.0
+    assert start_limit(0.25, clock, "read").remaining() == 0.25
+    close_deadline(deadline)
+    assert start_limit(None, clock, "read") is start_limit(None, clock, "read")
+
+
+def test_an_operation_does_not_start_when_nothing_remains() -> None:
+    clock = VirtualClock(5.0)
+    with pytest.raises(WriteTimeout):
+        start_limit(0, clock, "write")
+    deadline = open_deadline(1.0, clock)
+    clock.now += 1.0
+    with pytest.raises(DeadlineExceeded) as caught:
+        start_limit(None, clock, "read")
+    assert caught.value.deadline is deadline
+    assert caught.value.phase == "read"
+    close_deadline(deadline)
 
 
 def test_a_limit_says_whether_a_deadline_is_part_of_it() -> None:

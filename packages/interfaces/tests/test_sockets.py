@@ -12,6 +12,7 @@ from lamina_interfaces import ArgumentTypeError, ArgumentValueError
 from lamina_interfaces.sockets import (
     MAX_READ_SIZE,
     byte_view,
+    check_read_buffer,
     check_read_size,
     connected_to_itself,
     make_non_blocking,
@@ -76,6 +77,54 @@ def test_a_view_that_was_released_is_refused() -> None:
     view.release()
     with pytest.raises(ArgumentValueError, match="buffer"):
         byte_view(view)
+
+
+@pytest.mark.parametrize(
+    "buffer",
+    [bytearray(4), memoryview(bytearray(4)), array("H", bytes(4)), memoryview(bytearray(4)).cast("B", (2, 2)),
+     memoryview(bytearray(6))[1:5]],
+    ids=lambda buffer: type(buffer).__name__,
+)  # fmt: skip
+def test_every_buffer_that_can_be_written_may_be_filled(buffer: Any) -> None:
+    with check_read_buffer(buffer) as view:
+        assert (view.format, view.ndim, view.nbytes) == ("B", 1, 4)
+        view[:] = b"abcd"
+    assert bytes(buffer) == b"abcd"
+
+
+@pytest.mark.parametrize(
+    ("buffer", "error", "why"),
+    [
+        (bytearray(), ArgumentValueError, "empty"),
+        (memoryview(bytearray(4))[2:2], ArgumentValueError, "empty"),
+        (memoryview(bytearray(4))[::2], ArgumentValueError, "not contiguous"),
+        (memoryview(bytearray(4))[::-1], ArgumentValueError, "not contiguous"),
+        (b"abcd", ArgumentTypeError, "bytes is read-only"),
+        (b"", ArgumentTypeError, "bytes is read-only"),
+        (memoryview(bytearray(4)).toreadonly(), ArgumentTypeError, "memoryview is read-only"),
+        ("text", ArgumentTypeError, "str"),
+        (5, ArgumentTypeError, "int"),
+        (None, ArgumentTypeError, "None"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else type(value).__name__,
+)
+def test_what_cannot_be_filled_is_refused(buffer: Any, error: type[Exception], why: str) -> None:
+    with pytest.raises(error, match=why):
+        check_read_buffer(buffer)
+
+
+def test_a_buffer_is_locked_until_its_view_is_released_and_never_by_a_refusal() -> None:
+    buffer = bytearray(b"abcd")
+    with check_read_buffer(buffer), pytest.raises(BufferError):
+        buffer.clear()
+    buffer.clear()
+    refusals = []
+    for _ in range(2):
+        with pytest.raises(ArgumentValueError) as caught:
+            check_read_buffer(buffer)
+        refusals.append(caught)  # whose traceback has the view
+        buffer.append(0)
+        buffer.clear()
 
 
 def test_a_socket_becomes_non_blocking_without_a_needless_call(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from lamina_interfaces import (
+    AsyncDirectReader,
     AsyncInterruptibleWriter,
     AsyncNetworkStream,
     AsyncPromptWriter,
+    DirectReader,
     InterruptibleWriter,
     NetworkStream,
     PromptCloser,
@@ -21,10 +23,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 ABILITIES: list[tuple[type[Any], str, Callable[[Any], Any]]] = [
+    (DirectReader, "read_into", lambda stream: stream.read_into(bytearray(1))),
     (InterruptibleWriter, "write_until_readable", lambda stream: stream.write_until_readable(b"x")),
     (PromptWriter, "write_now", lambda stream: stream.write_now(b"x")),
     (PromptWriter, "wait_writable", lambda stream: stream.wait_writable()),
     (PromptWriter, "has_unsent", lambda stream: stream.has_unsent),
+    (AsyncDirectReader, "read_into", lambda stream: _run(stream.read_into(bytearray(1)))),
     (AsyncInterruptibleWriter, "write_until_readable", lambda s: _run(s.write_until_readable(b"x"))),
     (AsyncPromptWriter, "write_now", lambda stream: stream.write_now(b"x")),
     (AsyncPromptWriter, "wait_writable", lambda stream: _run(stream.wait_writable())),

@@ -110,6 +110,47 @@ def test_a_read_gives_no_more_than_was_asked_for() -> None:
     assert [engine.read(4) for _ in range(5)] == [b"0123", b"4567", b"89ab", b"c", None]
 
 
+def read_into(engine: TLSEngine, size: int) -> bytes | int | None:
+    buffer = bytearray(size + 1)
+    with memoryview(buffer) as view, view[:size] as room:
+        count = engine.read_into(room)
+    assert not any(buffer[count or 0 :])
+    return bytes(buffer[:count]) if count else count
+
+
+def test_as_many_records_as_fit_are_put_into_a_buffer(pair: tuple[TLSEngine, MemoryServer]) -> None:
+    engine, server = pair
+    data = random.Random(0).randbytes(60_000)
+    engine.feed(say(server, data))
+    assert read_into(engine, 20_000) == data[:20_000]
+    assert engine.read(10) == data[20_000:20_010]
+    assert read_into(engine, 60_000) == data[20_010:]
+    assert read_into(engine, 10) is None
+
+
+def test_what_a_look_has_decrypted_is_put_into_the_buffer_first(pair: tuple[TLSEngine, MemoryServer]) -> None:
+    engine, server = pair
+    engine.feed(say(server, b"0123456789"))
+    assert engine.readable()
+    assert [read_into(engine, 4) for _ in range(4)] == [b"0123", b"4567", b"89", None]
+
+
+def test_the_end_and_a_failure_are_kept_behind_what_was_put_into_a_buffer() -> None:
+    engine, server = connected()
+    engine.feed(say(server, b"all"))
+    with pytest.raises(ssl.SSLWantReadError):
+        server.tls.unwrap()
+    engine.feed(server.take())
+    assert [read_into(engine, 10) for _ in range(3)] == [b"all", 0, 0]
+    assert engine.read(10) == b""
+    engine, server = connected()
+    engine.feed(say(server, b"half") + b"this is no record of TLS")
+    assert read_into(engine, 10) == b"half"
+    for _ in range(2):
+        with pytest.raises(ReadError, match="TLS is broken"):
+            read_into(engine, 10)
+
+
 @settings(deadline=None, max_examples=30)
 @given(
     st.lists(st.binary(min_size=1, max_size=40_000), max_size=5),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import select
 import socket
 import ssl
@@ -11,6 +12,7 @@ from time import monotonic
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 import trio
 
@@ -33,10 +35,11 @@ from lamina_mock.conformance import (
     Report,
     _run,
     check_async_backend,
+    check_async_stream,
     check_backend,
     check_stream,
 )
-from tiny_backends import AsyncTinyBackend, AsyncTinyStream, TinyBackend, TinyStream
+from tiny_backends import AsyncDirectStream, AsyncTinyBackend, AsyncTinyStream, TinyBackend, TinyStream
 
 
 @pytest.fixture(autouse=True)
@@ -400,6 +403,70 @@ class TakesNothingOnceClosed(TinyStream):
         return 0 if self.sock.fileno() < 0 else super().write_now(buffer)
 
 
+class FillsToTheBrim(TinyStream):
+    def read_into(self, buffer: Any, timeout: float | None = None) -> int:
+        count = super().read_into(buffer, timeout)
+        while 0 < count < len(buffer):
+            with memoryview(buffer)[count:] as rest:
+                count += super().read_into(rest, timeout)
+        return count
+
+
+class PutsNothingAtOnce(TinyStream):
+    def read_into(self, buffer: Any, timeout: float | None = None) -> int:
+        return super().read_into(buffer, timeout) if self.is_readable() else 0
+
+
+class WritesBehind(TinyStream):
+    def read_into(self, buffer: Any, timeout: float | None = None) -> int:
+        count = super().read_into(buffer, timeout)
+        with memoryview(buffer).cast("B")[count:] as rest:
+            rest[:] = bytes(len(rest))
+        return count
+
+
+class ClearsTheBuffer(TinyStream):
+    def read_into(self, buffer: Any, timeout: float | None = None) -> int:
+        with memoryview(buffer).cast("B") as view:
+            view[:10] = bytes(len(view[:10]))
+        return super().read_into(buffer, timeout)
+
+
+class CountsElements(TinyStream):
+    def read_into(self, buffer: Any, timeout: float | None = None) -> int:
+        return super().read_into(buffer, timeout) // memoryview(buffer).itemsize
+
+
+class ReadsAhead(TinyStream):
+    ahead = b""
+
+    def read_into(self, buffer: Any, timeout: float | None = None) -> int:
+        self.ahead = self.ahead or self.read(None, timeout)
+        count = min(len(buffer), len(self.ahead))
+        buffer[:count] = self.ahead[:count]
+        self.ahead = self.ahead[count:]
+        return count
+
+
+class KeepsAView(TinyStream):
+    def read_into(self, buffer: Any, timeout: float | None = None) -> int:
+        self.view = memoryview(buffer)
+        return super().read_into(self.view, timeout)
+
+
+class TakesAnyBuffer(TinyStream):
+    def read_into(self, buffer: Any, timeout: float | None = None) -> int:
+        data = self.read(len(buffer) or 1, timeout)
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class ReadsCiphertext(TinyStream):
+    def read_into(self, buffer: Any, timeout: float | None = None) -> int:
+        self.wait(Limit(timeout, monotonic, "read"), to_read=True)
+        return self.sock.recv_into(buffer)
+
+
 class ReturnsNoStream(TinyStream):
     def start_tls(self, ssl_context: Any, server_hostname: Any = None, timeout: float | None = None) -> Any:
         super().start_tls(ssl_context, server_hostname, timeout)
@@ -573,6 +640,30 @@ STREAMS: list[tuple[type[TinyStream], str, str]] = [
         "write-now-to-a-closed-stream-is-a-write-error",
         "returned None instead of raising",
     ),
+    (FillsToTheBrim, "read-into-puts-what-has-come", "ReadTimeout"),
+    (PutsNothingAtOnce, "read-into-puts-what-has-come", "did not wait"),
+    (WritesBehind, "read-into-writes-what-it-reports", "has written more than that"),
+    (CountsElements, "read-into-fills-any-buffer", "the stream ended after 3 bytes"),
+    (ReadsAhead, "read-into-goes-with-read", "another order"),
+    (EndsOnce, "the-end-stays-the-end-for-read-into", "ReadError (the peer has ended) was raised"),
+    (ClearsTheBuffer, "a-read-into-that-times-out-loses-nothing", "has written into the buffer"),
+    (KeepsAView, "a-read-into-that-times-out-loses-nothing", "has kept the bytearray"),
+    (DropsBytesInATimeout, "a-read-into-that-times-out-loses-nothing", "ReadTimeout"),
+    (TakesEveryLimitForADeadline, "a-read-into-obeys-the-deadline", "DeadlineExceeded"),
+    (PollsWithoutTime, "a-read-into-without-time-takes-nothing", "instead of raising ReadTimeout"),
+    (TakesAnyBuffer, "read-into-refuses-what-cannot-be-filled", "TypeError"),
+    (
+        TakesABreakForTheEnd,
+        "a-read-into-of-a-broken-connection-is-a-read-error",
+        "instead of raising ReadError",
+    ),
+    (ReadsCiphertext, "read-into-within-tls-goes-with-read", ""),
+    (
+        RaisesTheBuiltinTimeout,
+        "a-read-into-within-tls-that-times-out-loses-nothing",
+        "TimeoutError (timed out) instead of ReadTimeout",
+    ),
+    (BelievesACut, "a-read-into-of-a-cut-off-tls-is-a-read-error", "instead of raising ReadError"),
     (ReturnsNoStream, "start-tls-carries-on-inside-tls", "start_tls returned None instead of the stream"),
     (StaysInTheClear, "start-tls-carries-on-inside-tls", ""),
     (ForgetsTheName, "start-tls-sends-the-name", "the peer was sent the name None"),
@@ -832,6 +923,84 @@ def test_a_broken_async_stream_is_caught(
         return await check_async_backend(AsyncTinyBackend(stream), rules=[rule])
 
     assert_caught(lambda: anyio.run(check, backend=loop), rule, seen)
+
+
+class LoopReads(AsyncDirectStream):
+    """As asyncio does it: what came in the turn of a cancellation is in the buffer, and nobody is told."""
+
+    async def read_into(self, buffer: Any, timeout: float | None = None) -> int:
+        return await asyncio.get_running_loop().sock_recv_into(self.sock, buffer)
+
+
+class GivesWayAfterReading(AsyncDirectStream):
+    async def read_into(self, buffer: Any, timeout: float | None = None) -> int:
+        count = await super().read_into(buffer, timeout)
+        await anyio.lowlevel.checkpoint()
+        return count
+
+
+class ClearsTheBufferWhenCancelled(AsyncDirectStream):
+    async def read_into(self, buffer: Any, timeout: float | None = None) -> int:
+        try:
+            return await super().read_into(buffer, timeout)
+        except BaseException:
+            buffer[:] = bytes(len(buffer))
+            raise
+
+
+class KeepsAViewWhenCancelled(AsyncDirectStream):
+    async def read_into(self, buffer: Any, timeout: float | None = None) -> int:
+        self.view = memoryview(buffer)
+        count = await super().read_into(buffer, timeout)
+        self.view.release()
+        return count
+
+
+CANCELLED_IN_TIME = "a-read-into-cancelled-as-bytes-come-loses-nothing"
+
+DIRECT_STREAMS: list[tuple[type[AsyncDirectStream], str, str, str]] = [
+    (LoopReads, "asyncio", CANCELLED_IN_TIME, "ReadTimeout"),
+    (GivesWayAfterReading, "asyncio", CANCELLED_IN_TIME, "ReadTimeout"),
+    (GivesWayAfterReading, "trio", CANCELLED_IN_TIME, "ReadTimeout"),
+    (ClearsTheBufferWhenCancelled, "trio", "a-cancelled-read-into-loses-nothing", "written into the buffer"),
+    (KeepsAViewWhenCancelled, "asyncio", "a-cancelled-read-into-loses-nothing", "has kept the bytearray"),
+]
+
+
+@pytest.mark.parametrize(
+    ("stream", "loop", "rule", "seen"),
+    DIRECT_STREAMS,
+    ids=[f"{stream.__name__}-{rule}-{loop}" for stream, loop, rule, _ in DIRECT_STREAMS],
+)
+def test_an_async_stream_that_fills_buffers_badly_is_caught(
+    stream: type[AsyncDirectStream], loop: str, rule: str, seen: str
+) -> None:
+    def check(kind: type[AsyncDirectStream]) -> Report:
+        async def open_stream(host: str, port: int) -> Any:
+            tiny = await AsyncTinyBackend().connect(host, port)
+            assert isinstance(tiny, AsyncTinyStream)
+            return kind(tiny)
+
+        return anyio.run(lambda: check_async_stream(open_stream, rules=[rule]), backend=loop)
+
+    check(AsyncDirectStream).raise_for_failures()
+    assert_caught(lambda: check(stream), rule, seen)
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "trio"])
+def test_two_readers_of_whom_one_fills_a_buffer_are_caught(loop: str) -> None:
+    rule = "a-second-reader-into-a-buffer-is-refused"
+
+    def check(kind: type[AsyncTinyStream]) -> Report:
+        async def open_stream(host: str, port: int) -> Any:
+            tiny = await AsyncTinyBackend(kind).connect(host, port)
+            assert isinstance(tiny, AsyncTinyStream)
+            return AsyncDirectStream(tiny)
+
+        return anyio.run(lambda: check_async_stream(open_stream, rules=[rule]), backend=loop)
+
+    check(AsyncTinyStream).raise_for_failures()
+    assert_caught(lambda: check(AllowsTwo), rule, "read_into during read")
 
 
 class LeavesTheSocketWhenCancelled(AsyncTinyBackend):

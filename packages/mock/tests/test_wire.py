@@ -229,6 +229,32 @@ def test_the_peer_hears_what_is_written(face: Face, buffer: Any) -> None:
     face.run(body)
 
 
+def test_what_has_come_is_put_into_a_buffer(face: Face) -> None:
+    def begin(line: Line) -> None:
+        line.say(b"hello", 1.0)
+        line.end(2.0)
+
+    async def body() -> None:
+        world = World(face, begin)
+        stream = await world.connect()
+        buffer = bytearray(b"########")
+        with pytest.raises(ReadTimeout):
+            await stream.read_into(buffer, timeout=0.5)
+        with pytest.raises(ArgumentTypeError, match="read-only"):
+            await stream.read_into(bytes(3))
+        with memoryview(buffer)[:3] as part:
+            assert await stream.read_into(part) == 3
+        assert world.clock() == 1.0
+        assert buffer == b"hel#####"
+        assert await stream.read_into(buffer) == 2
+        assert buffer == b"lol#####"
+        assert await stream.read_into(buffer) == await stream.read_into(buffer) == 0
+        assert world.clock() == 2.0
+        buffer.clear()
+
+    face.run(body)
+
+
 @pytest.mark.parametrize("buffer", ["text", 3, None, [1, 2]])
 def test_what_is_not_bytes_is_refused_and_harms_nothing(face: Face, buffer: Any) -> None:
     async def body() -> None:

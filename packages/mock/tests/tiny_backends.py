@@ -24,8 +24,10 @@ from lamina_interfaces import (
     ReadError,
     TimeoutException,
     WriteError,
+    async_stream_from_interface,
     running_runtime,
 )
+from lamina_interfaces.sockets import check_read_buffer
 from lamina_interfaces.tls import TLSEngine
 
 GLANCE = 0.02
@@ -111,6 +113,12 @@ class TinyStream(NetworkStream):
             raise
         except OSError as error:
             raise ReadError(str(error), phase="read") from error
+
+    def read_into(self, buffer: Any, timeout: float | None = None) -> int:
+        with check_read_buffer(buffer) as view:
+            data = self.read(len(view), timeout)
+            view[: len(data)] = data
+        return len(data)
 
     def write(self, buffer: Any, timeout: float | None = None) -> None:
         limit = Limit(timeout, monotonic, "write")
@@ -322,6 +330,23 @@ class AsyncTinyStream(AsyncNetworkStreamInterface):
 
     def get_extra_info(self, key: str) -> Any:
         return self.sock if key == "socket" else None
+
+
+class AsyncDirectStream:
+    """An `AsyncTinyStream` in the first dialect, which is also an `AsyncDirectReader`."""
+
+    def __init__(self, tiny: AsyncTinyStream) -> None:
+        self.sock = tiny.sock
+        self.stream = async_stream_from_interface(tiny)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    async def read_into(self, buffer: Any, timeout: float | None = None) -> int:
+        with check_read_buffer(buffer) as view:
+            data = await self.stream.read(len(view), timeout)
+            view[: len(data)] = data
+        return len(data)
 
 
 class AsyncTinyBackend(AsyncNetworkBackendInterface):

@@ -30,6 +30,7 @@ from ._ambient import stream_from_interface as stream_from_interface
 from ._blocks import DeadlineBlock as DeadlineBlock
 from ._deadlines import GLANCE_SECONDS as GLANCE_SECONDS
 from ._deadlines import NEVER as NEVER
+from ._deadlines import NO_LIMIT as NO_LIMIT
 from ._deadlines import Deadline as Deadline
 from ._deadlines import Limit as Limit
 from ._deadlines import chain_clock as chain_clock
@@ -39,6 +40,7 @@ from ._deadlines import current_deadline as current_deadline
 from ._deadlines import enter_deadline as enter_deadline
 from ._deadlines import interruptions as interruptions
 from ._deadlines import open_deadline as open_deadline
+from ._deadlines import start_limit as start_limit
 from ._defaults import ENTRY_POINT_GROUP as ENTRY_POINT_GROUP
 from ._defaults import default_backend as default_backend
 from ._defaults import load_backend as load_backend
@@ -77,6 +79,7 @@ from ._runtimes import current_runtime as current_runtime
 from ._runtimes import drive as drive
 from ._runtimes import running_runtime as running_runtime
 from ._streams import DEFAULT_READ_SIZE as DEFAULT_READ_SIZE
+from ._streams import AsyncDirectReader as AsyncDirectReader
 from ._streams import AsyncInterruptibleWriter as AsyncInterruptibleWriter
 from ._streams import AsyncNameResolver as AsyncNameResolver
 from ._streams import AsyncNetworkBackend as AsyncNetworkBackend
@@ -84,6 +87,7 @@ from ._streams import AsyncNetworkStream as AsyncNetworkStream
 from ._streams import AsyncPromptWriter as AsyncPromptWriter
 from ._streams import AsyncResolver as AsyncResolver
 from ._streams import BytesLike as BytesLike
+from ._streams import DirectReader as DirectReader
 from ._streams import InterruptibleWriter as InterruptibleWriter
 from ._streams import NameResolver as NameResolver
 from ._streams import NetworkBackend as NetworkBackend
@@ -102,9 +106,11 @@ __all__ = [
     "ENTRY_POINT_GROUP",
     "GLANCE_SECONDS",
     "NEVER",
+    "NO_LIMIT",
     "THREADS",
     "ArgumentTypeError",
     "ArgumentValueError",
+    "AsyncDirectReader",
     "AsyncInterruptibleWriter",
     "AsyncNameResolver",
     "AsyncNetworkBackend",
@@ -123,6 +129,7 @@ __all__ = [
     "Deadline",
     "DeadlineBlock",
     "DeadlineExceeded",
+    "DirectReader",
     "Event",
     "InterruptibleWriter",
     "InvalidURL",
@@ -178,6 +185,7 @@ __all__ = [
     "load_backend",
     "open_deadline",
     "running_runtime",
+    "start_limit",
     "stream_from_interface",
 ]
 

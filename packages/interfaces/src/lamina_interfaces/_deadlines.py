@@ -34,7 +34,7 @@ from ._errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from ._errors import Phase
     from ._runtimes import Event, Runtime
@@ -310,32 +310,36 @@ class Limit:
     __slots__ = ("_ambient", "_clock", "_expires_at", "_seconds", "_started_at", "phase")
 
     def __init__(self, timeout: float | None, clock: Callable[[], float], phase: Phase) -> None:
+        # Each operation makes one, and mostly there is no deadline. What a call would find out, even of `min`, is found
+        # out without it here and below: the call would cost as much as all the rest.
         self.phase: Phase = phase
-        # Mostly there is none, and a call to find that out would cost as much as all the rest.
         self._ambient = ambient = None if _current.get() is None else current_deadline()
         self._clock = clock if ambient is None else ambient.clock
         if timeout is None and ambient is None:
-            # The fast path: nothing will ever have to read the clock.
+            # Nothing will ever have to read the clock.
             self._seconds = self._expires_at = NEVER
             self._started_at = 0.0
         else:
-            self._seconds = check_seconds(timeout)
-            self._started_at = self._clock()
-            self._expires_at = self._started_at + self._seconds
+            self._seconds = seconds = check_seconds(timeout)
+            self._started_at = now = self._clock()
+            self._expires_at = now + seconds
 
-    @property
-    def _end(self) -> float:
+    def _end_within(self, ambient: Deadline) -> float:
         # Looked up anew each time: a deadline may be cancelled or rescheduled while the operation goes on.
-        if self._ambient is None:
-            return self._expires_at
-        return min(self._expires_at, self._ambient.soonest().expires_at)
+        end = ambient.soonest().expires_at
+        if end <= self._expires_at:
+            return end
+        return self._expires_at
 
     def remaining(self) -> float | None:
         """Seconds left, never below 0.0, or `None` for no limit: the form that `select` and locks take."""
-        end = self._end
+        end = self._expires_at if self._ambient is None else self._end_within(self._ambient)
         if end == NEVER:
             return None
-        return max(0.0, end - self._clock())
+        left = end - self._clock()
+        if left > 0.0:
+            return left
+        return 0.0
 
     @property
     def is_ambient(self) -> bool:
@@ -345,11 +349,11 @@ class Limit:
     def glance(self) -> float | None:
         """Seconds that a wait may last before it looks whether anything remains; `None` for no limit."""
         if self._ambient is None and self._expires_at == NEVER:
-            return None  # the fast path, as above
+            return None
         seconds = self.remaining()
-        if self._ambient is None:
-            return seconds
-        return GLANCE_SECONDS if seconds is None else min(seconds, GLANCE_SECONDS)
+        if self._ambient is not None and (seconds is None or seconds > GLANCE_SECONDS):
+            return GLANCE_SECONDS
+        return seconds
 
     async def wait_for(self, event: Event, runtime: Runtime) -> bool:
         """Wait for an event, not longer than `glance` says.
@@ -374,14 +378,14 @@ class Limit:
 
     def expired(self) -> bool:
         """Whether nothing remains."""
-        end = self._end
+        end = self._expires_at if self._ambient is None else self._end_within(self._ambient)
         return end != NEVER and self._clock() >= end
 
     def check(self) -> None:
         """Raise `error()` if nothing remains."""
-        if self._ambient is None and self._expires_at == NEVER:
-            return  # the fast path, as above
-        if self.expired():
+        # As `expired`, whose call would cost as much again.
+        end = self._expires_at if self._ambient is None else self._end_within(self._ambient)
+        if end != NEVER and self._clock() >= end:
             raise self.error()
 
     def error(self, message: str = "") -> TimeoutException:
@@ -408,3 +412,41 @@ class Limit:
                 found = self.error() if error is None else error
                 if isinstance(found, DeadlineExceeded):
                     deadline.interruption = found
+
+
+class _NoLimit(Limit):
+    """The limit of every operation of a phase that nothing bounds. They share it, so nothing may change it."""
+
+    __slots__ = ()
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if hasattr(self, name):
+            raise AttributeError(f"this limit is shared with other operations: its {name} cannot be set")
+        super().__setattr__(name, value)
+
+
+NO_LIMIT: Mapping[Phase, Limit] = {phase: _NoLimit(None, float, phase) for phase in _TIMEOUT_OF_PHASE}
+"""What `start_limit` gives where nothing bounds the operation, by its phase. Their clock is never read."""
+
+
+def start_limit(timeout: float | None, clock: Callable[[], float], phase: Phase) -> Limit:
+    """The limit of an operation that begins now: `Limit(timeout, clock, phase)`, of which something remains.
+
+    Where nothing bounds the operation, as mostly, it costs a third of that: such operations share `NO_LIMIT`, whose
+    phase cannot be set, and which does not know the clock.
+
+    Args:
+        timeout: seconds from now for this operation, or `None`.
+        clock: returns the present in seconds. Where there is an ambient deadline, its clock is used instead.
+        phase: what the operation is.
+
+    Raises:
+        TimeoutException: nothing remains to begin with; the class is as for `Limit.error`.
+        ArgumentValueError: `timeout` is negative or NaN.
+        ArgumentTypeError: `timeout` is no number.
+    """
+    if timeout is None and _current.get() is None:
+        return NO_LIMIT[phase]
+    limit = Limit(timeout, clock, phase)
+    limit.check()
+    return limit

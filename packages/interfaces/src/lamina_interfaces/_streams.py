@@ -205,6 +205,37 @@ class NetworkStream:
         self.close()
 
 
+class DirectReader:
+    """An ability that a `NetworkStream` may have besides: to put what has come into the caller's buffer.
+
+    For whoever knows how much is to come, and where it shall be in the end: it spares an object for each piece, and
+    the copy out of it. May be used beside `read` on the same stream, one after the other, in any order: both take
+    from the same bytes. As for those two, only one thread may be in either.
+    """
+
+    def read_into(self, buffer: bytearray | memoryview, timeout: float | None = None) -> int:
+        """Wait for bytes, put them at the beginning of the buffer, and return how many.
+
+        What lies behind them is left as it was, and so is all of the buffer if this raises: what has come and was
+        not reported is got by the next read. The buffer is neither kept nor written to afterwards.
+
+        Args:
+            buffer: writable, C-contiguous, at least 1 byte; elements of another size count by their bytes. Nobody
+                else may use it meanwhile. A `bytearray` cannot be resized until this returns.
+            timeout: seconds to wait for the first byte, or `None` for no limit of its own.
+
+        Returns:
+            From 1 to the buffer's size, in bytes, or 0 if the peer has ended its side in an orderly way. After that
+            every further read says so too. An implementation may have a maximum of its own.
+
+        Raises:
+            ReadTimeout, DeadlineExceeded, ReadError, ConcurrencyError: as `NetworkStream.read`.
+            ArgumentValueError: the buffer is empty, is not contiguous, or has been released. No byte was read.
+            ArgumentTypeError: it is no buffer, or read-only. No byte was read.
+        """
+        raise NotImplementedError
+
+
 class InterruptibleWriter:
     """An ability that a `NetworkStream` may have besides: to stop writing when the peer answers.
 
@@ -516,6 +547,18 @@ class AsyncNetworkStream:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.aclose()
+
+
+class AsyncDirectReader:
+    """`DirectReader` for an `AsyncNetworkStream`."""
+
+    async def read_into(self, buffer: bytearray | memoryview, timeout: float | None = None) -> int:
+        """Wait for bytes, put them at the beginning of the buffer, and return how many. See `DirectReader.read_into`.
+
+        A cancelled call has put nothing into the buffer, and loses no byte: the next read gets what has come. The
+        buffer is not written to once the call has ended.
+        """
+        raise NotImplementedError
 
 
 class AsyncInterruptibleWriter:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MAX_READ_SIZE",
     "byte_view",
+    "check_read_buffer",
     "check_read_size",
     "close_without_lingering",
     "connected_to_itself",
@@ -53,11 +54,31 @@ def check_read_size(max_bytes: int) -> int:
         ArgumentValueError: it is below 1.
         ArgumentTypeError: it is not an `int`.
     """
+    if type(max_bytes) is int and 0 < max_bytes <= MAX_READ_SIZE:
+        return max_bytes  # as nearly always
     if isinstance(max_bytes, bool) or not isinstance(max_bytes, int):
         raise ArgumentTypeError(f"max_bytes must be an int or None, not {type(max_bytes).__name__}")
     if max_bytes < 1:
         raise ArgumentValueError(f"max_bytes must be at least 1, got {max_bytes}")
     return min(max_bytes, MAX_READ_SIZE)
+
+
+def check_read_buffer(buffer: bytearray | memoryview) -> memoryview:
+    """A view of a buffer that is to be filled, as plain bytes. It locks the buffer until it is released.
+
+    Raises:
+        ArgumentValueError: the buffer is empty, is not contiguous, or has been released.
+        ArgumentTypeError: it is no buffer, or read-only.
+    """
+    view = byte_view(buffer)
+    if view.nbytes and not view.readonly:
+        return view
+    with view:
+        if view.readonly:
+            raise ArgumentTypeError(
+                f"a writable buffer is needed, and this {type(buffer).__name__} is read-only"
+            )
+        raise ArgumentValueError("the buffer is empty: there must be room for at least 1 byte")
 
 
 def byte_view(buffer: BytesLike) -> memoryview:

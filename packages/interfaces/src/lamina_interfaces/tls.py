@@ -31,7 +31,7 @@ Four things that OpenSSL does not settle:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 from ._errors import ArgumentTypeError, ArgumentValueError, ConnectError, ReadError, WriteError
 from .dialing import check_host
@@ -228,6 +228,38 @@ class TLSEngine:
             room -= len(piece)
         return b"".join(pieces) if len(pieces) > 1 else first
 
+    def read_into(self, buffer: memoryview) -> int | None:
+        """Put plaintext that is there into a buffer: as many records as fit, without a copy of them.
+
+        Args:
+            buffer: writable bytes, at least one.
+
+        Returns:
+            How many bytes, from the front; 0 once the peer has ended its side with close_notify, and from then
+            on; `None` if more ciphertext is needed first.
+
+        Raises:
+            ReadError: as for `read`. Nothing was put into the buffer.
+        """
+        if self._stash:
+            piece = self._from_stash(len(buffer))
+            buffer[: len(piece)] = piece
+            return len(piece)
+        size = self._decrypt(len(buffer), buffer)
+        if not size:
+            return size
+        while size < len(buffer) and self._may_have_more():
+            with buffer[size:] as rest:
+                # As in `read`.
+                try:
+                    count = self._decrypt(len(rest), rest)
+                except ReadError:
+                    break
+            if not count:
+                break
+            size += count
+        return size
+
     def readable(self) -> bool:
         """Whether `read` would return something, or raise, rather than ask for more ciphertext.
 
@@ -281,14 +313,24 @@ class TLSEngine:
 
     # --- within --------------------------------------------------------------------------------------------
 
-    def _decrypt(self, max_bytes: int) -> bytes | None:
-        """Read one record's plaintext; `None` if ciphertext is lacking, `b""` after close_notify."""
+    @overload
+    def _decrypt(self, max_bytes: int) -> bytes | None: ...
+    @overload
+    def _decrypt(self, max_bytes: int, buffer: memoryview, /) -> int | None: ...
+
+    def _decrypt(self, max_bytes: int, *buffer: memoryview) -> bytes | int | None:
+        """Read one record's plaintext, or put it into a buffer and tell how much it is.
+
+        Returns:
+            `None` if ciphertext is lacking, `b""` or 0 after close_notify.
+        """
+        piece: bytes | int | None
         while not self._ended:
             if self._failure is not None:
                 raise ReadError(self._failure, phase="read")
             try:
                 # Where there is nothing OpenSSL would say so too, by an exception that costs as much as a small read.
-                piece = self.ssl_object.read(max_bytes) if self._may_have_more() else None
+                piece = self.ssl_object.read(max_bytes, *buffer) if self._may_have_more() else None
             except self._ssl.SSLWantReadError:
                 piece = None
             except self._ssl.SSLZeroReturnError:
@@ -307,7 +349,7 @@ class TLSEngine:
                 self._failure = "the connection was cut off: it ended without TLS's closing message"
             else:
                 return None
-        return b""
+        return 0 if buffer else b""
 
     def _may_have_more(self) -> bool:
         return self._incoming.pending > 0 or self.ssl_object.pending() > 0 or len(self._ahead) > 0

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from lamina_async_backends import TrioStream as TrioStream
     from lamina_interfaces import ArgumentTypeError as ArgumentTypeError
     from lamina_interfaces import ArgumentValueError as ArgumentValueError
+    from lamina_interfaces import AsyncDirectReader as AsyncDirectReader
     from lamina_interfaces import AsyncInterruptibleWriter as AsyncInterruptibleWriter
     from lamina_interfaces import AsyncNameResolver as AsyncNameResolver
     from lamina_interfaces import AsyncNetworkBackend as AsyncNetworkBackend
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from lamina_interfaces import ConnectionNotAvailable as ConnectionNotAvailable
     from lamina_interfaces import ConnectTimeout as ConnectTimeout
     from lamina_interfaces import DeadlineExceeded as DeadlineExceeded
+    from lamina_interfaces import DirectReader as DirectReader
     from lamina_interfaces import InterruptibleWriter as InterruptibleWriter
     from lamina_interfaces import InvalidURL as InvalidURL
     from lamina_interfaces import LaminaError as LaminaError
@@ -146,6 +148,7 @@ __all__ = [
     "ArgumentValueError",
     "AsyncConnectionInterface",
     "AsyncConnectionPool",
+    "AsyncDirectReader",
     "AsyncHTTP2Connection",
     "AsyncHTTP11Connection",
     "AsyncHTTPConnection",
@@ -182,6 +185,7 @@ __all__ = [
     "ConnectionReleased",
     "ContentTypes",
     "DeadlineExceeded",
+    "DirectReader",
     "ExchangeEvent",
     "Extensions",
     "HTTP2Connection",

@@ -32,12 +32,14 @@ from lamina_interfaces import (
     NEVER,
     THREADS,
     ArgumentTypeError,
+    AsyncDirectReader,
     AsyncInterruptibleWriter,
     AsyncNetworkBackend,
     AsyncNetworkStream,
     AsyncPromptWriter,
     ConcurrencyError,
     ConnectError,
+    DirectReader,
     InterruptibleWriter,
     Limit,
     NetworkBackend,
@@ -53,7 +55,7 @@ from lamina_interfaces import (
     drive,
 )
 from lamina_interfaces.dialing import check_host, check_port
-from lamina_interfaces.sockets import byte_view, check_read_size
+from lamina_interfaces.sockets import byte_view, check_read_buffer, check_read_size
 
 from ._clock import MockClock, VirtualClock
 
@@ -517,6 +519,12 @@ class Wire:
             self._enter(("reading",), limit), runtime, limit, lambda now: self._take(size, now)
         )
 
+    async def read_into(self, runtime: Runtime, buffer: bytearray | memoryview, timeout: float | None) -> int:
+        with check_read_buffer(buffer) as view:
+            data = await self.read(runtime, len(view), timeout)
+            view[: len(data)] = data
+        return len(data)
+
     async def write(
         self, runtime: Runtime, buffer: BytesLike, timeout: float | None, *, until_readable: bool = False
     ) -> int:
@@ -664,7 +672,7 @@ def _closed(phase: Phase | None) -> Exception:
 # --- the faces ---------------------------------------------------------------------------------------------
 
 
-class WireStream(NetworkStream, InterruptibleWriter, PromptWriter):
+class WireStream(NetworkStream, DirectReader, InterruptibleWriter, PromptWriter):
     """A stream to a mock's peer. The contract is `NetworkStream`'s; waits are on the mock's clock.
 
     Beyond the contract, `DeadlockError` is raised where nothing can end a wait, and whatever the peer raises on what it
@@ -677,6 +685,10 @@ class WireStream(NetworkStream, InterruptibleWriter, PromptWriter):
     def read(self, max_bytes: int | None = None, timeout: float | None = None) -> bytes:
         """Wait for bytes, and return those that have come. See `NetworkStream.read`."""
         return drive(self._wire.read(THREADS, max_bytes, timeout))
+
+    def read_into(self, buffer: bytearray | memoryview, timeout: float | None = None) -> int:
+        """Wait for bytes, put them into the buffer, and return how many. See `DirectReader`."""
+        return drive(self._wire.read_into(THREADS, buffer, timeout))
 
     def write(self, buffer: BytesLike, timeout: float | None = None) -> None:
         """Send all the bytes. See `NetworkStream.write`."""
@@ -718,7 +730,9 @@ class WireStream(NetworkStream, InterruptibleWriter, PromptWriter):
         return f"<{type(self).__name__} [{self._wire.describe()}]>"
 
 
-class AsyncWireStream(AsyncNetworkStream, AsyncInterruptibleWriter, AsyncPromptWriter, PromptCloser):
+class AsyncWireStream(
+    AsyncNetworkStream, AsyncDirectReader, AsyncInterruptibleWriter, AsyncPromptWriter, PromptCloser
+):
     """`WireStream` for asyncio and trio."""
 
     def __init__(self, wire: Wire) -> None:
@@ -727,6 +741,10 @@ class AsyncWireStream(AsyncNetworkStream, AsyncInterruptibleWriter, AsyncPromptW
     async def read(self, max_bytes: int | None = None, timeout: float | None = None) -> bytes:
         """Wait for bytes, and return those that have come. See `NetworkStream.read`."""
         return await self._wire.read(current_runtime(), max_bytes, timeout)
+
+    async def read_into(self, buffer: bytearray | memoryview, timeout: float | None = None) -> int:
+        """Wait for bytes, put them into the buffer, and return how many. See `DirectReader`."""
+        return await self._wire.read_into(current_runtime(), buffer, timeout)
 
     async def write(self, buffer: BytesLike, timeout: float | None = None) -> None:
         """Send all the bytes. See `NetworkStream.write`."""

@@ -58,6 +58,15 @@ class Stream:
         )
         return data  # type: ignore[no-any-return] # looked at above
 
+    async def read_into(self, buffer: Any, timeout: float | None = None) -> int:
+        if not hasattr(self.raw, "read_into"):
+            raise NotApplicable("the stream has no read_into")
+        count = await self._call("read_into", buffer, timeout=timeout)
+        expect(type(count) is int, f"read_into returned {count!r:.60} instead of a number")
+        size = memoryview(buffer).nbytes
+        expect(0 <= count <= size, f"read_into returned {count} for a buffer of {size} bytes")
+        return count  # type: ignore[no-any-return] # looked at above
+
     async def write(self, buffer: Any, timeout: float | None = None) -> None:
         await self._call("write", buffer, timeout=timeout)
 

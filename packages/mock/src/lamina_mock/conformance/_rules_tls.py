@@ -33,13 +33,13 @@ REFUSED = (
 )
 
 
-async def _secured(case: Case, *acts: Act, protocols: tuple[str, ...] = ()) -> Stream:
+async def secured(case: Case, *acts: Act, protocols: tuple[str, ...] = ()) -> Stream:
     """A stream inside TLS, and the acts there."""
     stream = await case.connect(Secure(protocols), *acts)
     return await stream.start_tls(client_context(*protocols), SERVER_NAME, case.long)
 
 
-def _needs_tls(case: Case) -> None:
+def needs_tls(case: Case) -> None:
     if not case.peer.has_tls:
         raise NotApplicable("nothing is encrypted here")
 
@@ -56,7 +56,7 @@ async def _fails(case: Case, stream: Stream, *classes: Any, given: tuple[Any, ..
 @rule("NetworkStream.start_tls", "Perform a TLS handshake as the client, and carry on inside TLS.")
 async def start_tls_carries_on_inside_tls(case: Case) -> None:
     data = some(500_000)
-    stream = await _secured(case, Expect(data), Say(data[::-1]), End())
+    stream = await secured(case, Expect(data), Say(data[::-1]), End())
     await stream.write(data, case.long)
     await case.gets(stream, data[::-1])
     await case.peer_has(data)
@@ -64,7 +64,7 @@ async def start_tls_carries_on_inside_tls(case: Case) -> None:
 
 @rule("NetworkStream.start_tls", "settings, trusted certificates, and the protocols to offer (ALPN).")
 async def start_tls_offers_the_protocols(case: Case) -> None:
-    stream = await _secured(case, Say(b"x"), End(), protocols=("h2", "http/1.1"))
+    stream = await secured(case, Say(b"x"), End(), protocols=("h2", "http/1.1"))
     ssl_object = stream.info("ssl_object")
     if ssl_object is None:
         raise NotApplicable("the stream does not tell its ssl_object")
@@ -74,15 +74,15 @@ async def start_tls_offers_the_protocols(case: Case) -> None:
 
 @rule("NetworkStream.start_tls", "Sent as SNI unless it is an IP address.")
 async def start_tls_sends_the_name(case: Case) -> None:
-    _needs_tls(case)
-    stream = await _secured(case, Say(b"x"), End())
+    needs_tls(case)
+    stream = await secured(case, Say(b"x"), End())
     await case.gets(stream, b"x")
     expect(case.place.server_name == SERVER_NAME, f"the peer was sent the name {case.place.server_name!r}")
 
 
 @rule("NetworkStream.start_tls", "Sent as SNI unless it is an IP address.")
 async def start_tls_sends_no_address_as_a_name(case: Case) -> None:
-    _needs_tls(case)
+    needs_tls(case)
     stream = await case.connect(Secure(), Say(b"x"), End())
     stream = await stream.start_tls(client_context(), "127.0.0.1", case.long)
     await case.gets(stream, b"x")
@@ -105,7 +105,7 @@ async def start_tls_leaves_the_context_alone(case: Case) -> None:
     "May be called on a stream that already is TLS: the new layer runs inside the old one.",
 )
 async def start_tls_within_tls(case: Case) -> None:
-    stream = await _secured(case, Secure(), Expect(b"ping"), Say(b"pong"), End())
+    stream = await secured(case, Secure(), Expect(b"ping"), Say(b"pong"), End())
     stream = await stream.start_tls(client_context(), SERVER_NAME, case.long)
     await stream.write(b"ping", case.long)
     await case.gets(stream, b"pong")
@@ -129,7 +129,7 @@ async def the_ssl_object_is_there_with_tls_only(case: Case) -> None:
 @rule("NetworkStream.get_extra_info", "A TLS message that carries no data does not count. Never blocks;")
 async def is_readable_counts_data_only(case: Case) -> None:
     # A TLS 1.3 server sends session tickets after its handshake.
-    stream = await _secured(case, Expect(b"?"), Say(b"x"))
+    stream = await secured(case, Expect(b"?"), Say(b"x"))
     if stream.info("is_readable") is None:
         raise NotApplicable("the stream does not tell is_readable, so that its connections are used once")
     await case.pause()
@@ -141,7 +141,7 @@ async def is_readable_counts_data_only(case: Case) -> None:
 
 @rule("NetworkStream.read", "nothing came within `timeout`. No byte is lost; the stream may be read again.")
 async def a_read_within_tls_that_times_out_loses_nothing(case: Case) -> None:
-    stream = await _secured(case, Expect(b"?"), Say(b"late"))
+    stream = await secured(case, Expect(b"?"), Say(b"late"))
     await case.raises(
         ReadTimeout, by=stream.read, given=(100, case.short), what="read(timeout=…) from a silent peer"
     )
@@ -157,7 +157,7 @@ async def a_read_within_tls_that_times_out_loses_nothing(case: Case) -> None:
     REFUSED,
 )
 async def a_certificate_of_a_stranger_is_refused(case: Case) -> None:
-    _needs_tls(case)
+    needs_tls(case)
     stream = await case.connect(Secure(), Hold())
     await _fails(
         case,
@@ -170,7 +170,7 @@ async def a_certificate_of_a_stranger_is_refused(case: Case) -> None:
 
 @rule("NetworkStream.start_tls", "the name that the certificate must bear.")
 async def a_certificate_for_another_name_is_refused(case: Case) -> None:
-    _needs_tls(case)
+    needs_tls(case)
     stream = await case.connect(Secure(), Hold())
     await _fails(
         case,
@@ -186,7 +186,7 @@ async def a_certificate_for_another_name_is_refused(case: Case) -> None:
     REFUSED,
 )
 async def a_peer_that_does_not_speak_tls_is_refused(case: Case) -> None:
-    _needs_tls(case)
+    needs_tls(case)
     stream = await case.connect(Say(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n"), Hold())
     await _fails(
         case,
@@ -202,7 +202,7 @@ async def a_peer_that_does_not_speak_tls_is_refused(case: Case) -> None:
     REFUSED,
 )
 async def a_handshake_that_is_broken_off_is_a_connect_error(case: Case) -> None:
-    _needs_tls(case)
+    needs_tls(case)
     for act in (Reset(), CutOff()):
         stream = await case.connect(act)
         await _fails(
@@ -245,7 +245,7 @@ async def a_handshake_obeys_the_deadline(case: Case) -> None:
 
 @rule("NetworkStream.start_tls", "the name or the context makes no sense. The stream is closed.")
 async def a_missing_name_is_an_argument_error(case: Case) -> None:
-    _needs_tls(case)
+    needs_tls(case)
     stream = await case.connect(Hold())
     await _fails(
         case,
@@ -298,8 +298,8 @@ async def a_cancelled_handshake_closes_the_stream(case: Case) -> None:
     'From 1 to `max_bytes` bytes, or `b""` if the peer has ended its side in an orderly way.',
 )
 async def the_closing_message_is_the_end(case: Case) -> None:
-    _needs_tls(case)
-    stream = await _secured(case, Say(b"bye"), End())
+    needs_tls(case)
+    stream = await secured(case, Say(b"bye"), End())
     await case.gets(stream, b"bye")
     for _ in range(3):
         data = await stream.read(100, case.long)
@@ -311,8 +311,8 @@ async def the_closing_message_is_the_end(case: Case) -> None:
     "the connection broke, TLS was cut off without its closing message, or the stream is closed.",
 )
 async def a_cut_off_tls_is_a_read_error(case: Case) -> None:
-    _needs_tls(case)
-    stream = await _secured(case, Say(b"half"), CutOff())
+    needs_tls(case)
+    stream = await secured(case, Say(b"half"), CutOff())
     await case.gets(stream, b"half")
     await case.raises(
         ReadError,
@@ -324,8 +324,8 @@ async def a_cut_off_tls_is_a_read_error(case: Case) -> None:
 
 @rule("NetworkStream.close", "Over TLS the closing message is sent if the system takes it at once.")
 async def close_sends_the_closing_message(case: Case) -> None:
-    _needs_tls(case)
-    stream = await _secured(case, Say(b"x"), Collect())
+    needs_tls(case)
+    stream = await secured(case, Say(b"x"), Collect())
     await case.gets(stream, b"x")
     await stream.aclose()
     await case.until(lambda: case.place.farewell, "the peer was not told that the stream was closed")
@@ -334,7 +334,7 @@ async def close_sends_the_closing_message(case: Case) -> None:
 
 @rule("NetworkStream.close", "Close the stream in the protocol's way, without waiting for the peer.")
 async def close_does_not_wait_for_tls(case: Case) -> None:
-    stream = await _secured(case, Hold())
+    stream = await secured(case, Hold())
     await case.outcome(
         case.start(stream.aclose), "close, where the peer does not answer TLS's closing message,"
     )

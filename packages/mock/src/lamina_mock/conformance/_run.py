@@ -26,7 +26,7 @@ from lamina_interfaces import (
 )
 
 from .._clock import VirtualClock
-from . import _rules_backends, _rules_bytes, _rules_closing, _rules_tls, _worlds
+from . import _rules_backends, _rules_bytes, _rules_closing, _rules_direct, _rules_tls, _worlds
 from ._case import LONG, Broken, Case, describe_error
 from ._peers import LoopbackPeer, NotApplicable, Peer
 from ._report import Report, Result, Verdict
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from lamina_interfaces import AsyncNetworkBackend, NetworkBackend, NetworkStream
 
 # Each has put its rules into the table.
-_MODULES = (_rules_bytes, _rules_closing, _rules_tls, _rules_backends)
+_MODULES = (_rules_bytes, _rules_closing, _rules_tls, _rules_direct, _rules_backends)
 
 SCALES = (1.0, 10.0)
 """Factors for all limits: of the first try, and of the second."""
