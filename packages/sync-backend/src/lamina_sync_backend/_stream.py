@@ -5,22 +5,29 @@ from __future__ import annotations
 import socket
 import warnings
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from lamina_interfaces import (
     DEFAULT_READ_SIZE,
     ArgumentTypeError,
     ArgumentValueError,
     ConcurrencyError,
+    DirectReader,
     InterruptibleWriter,
     Limit,
     NetworkError,
     NetworkStream,
     PromptWriter,
     TimingSpan,
+    start_limit,
 )
 from lamina_interfaces.dialing import format_address
-from lamina_interfaces.sockets import byte_view, check_read_size, make_non_blocking, socket_address
+from lamina_interfaces.sockets import (
+    byte_view,
+    check_read_buffer,
+    check_read_size,
+    socket_address,
+)
 
 from ._transport import READING, SENDING, WAITING, WRITING, Look, Transport, User
 
@@ -32,15 +39,15 @@ if TYPE_CHECKING:
     from ._tls import TLSChannel
 
 
-class SyncStream(NetworkStream, InterruptibleWriter, PromptWriter):
+class SyncStream(NetworkStream, DirectReader, InterruptibleWriter, PromptWriter):
     """A stream over a connected socket. The contract is `NetworkStream`'s.
 
     One thread may read while another writes; a second reader or writer gets `ConcurrencyError`. `close` and
     `abort` may be called from any thread and wake those who wait.
 
     Args:
-        sock: a connected stream socket (TCP or unix), not an `ssl.SSLSocket`. The stream's from now on; it is
-            made non-blocking.
+        sock: a connected stream socket (TCP or unix), not an `ssl.SSLSocket`. The stream's from now on, and so is
+            its mode (blocking or not).
         timings: how long the steps of connecting took.
     """
 
@@ -51,7 +58,6 @@ class SyncStream(NetworkStream, InterruptibleWriter, PromptWriter):
             )
         if sock.fileno() < 0:
             raise ArgumentValueError("the socket is closed")
-        make_non_blocking(sock)
         self._transport = Transport(sock)
         self._tls: TLSChannel | None = None
         self._timings = timings
@@ -63,15 +69,28 @@ class SyncStream(NetworkStream, InterruptibleWriter, PromptWriter):
 
     def read(self, max_bytes: int | None = None, timeout: float | None = None) -> bytes:
         """Wait for bytes, and return those that have come. See `NetworkStream.read`."""
-        size = DEFAULT_READ_SIZE if max_bytes is None else check_read_size(max_bytes)
-        limit = Limit(timeout, monotonic, "read")
-        limit.check()
+        return self._receive(DEFAULT_READ_SIZE if max_bytes is None else check_read_size(max_bytes), timeout)
+
+    def read_into(self, buffer: bytearray | memoryview, timeout: float | None = None) -> int:
+        """Wait for bytes, put them into the buffer, and return how many. See `DirectReader`."""
+        # Released in any case: the traceback of an error keeps this frame, and would keep the buffer locked.
+        with check_read_buffer(buffer) as view:
+            return self._receive(view, timeout)
+
+    @overload
+    def _receive(self, room: int, timeout: float | None) -> bytes: ...
+    @overload
+    def _receive(self, room: memoryview, timeout: float | None) -> int: ...
+
+    def _receive(self, room: int | memoryview, timeout: float | None) -> bytes | int:
+        """Read at most so many bytes, or into a buffer."""
+        limit = start_limit(timeout, monotonic, "read")
         transport, user = self._transport, User()
         try:
             transport.enter(user, READING, "read")
             if self._tls is None:
-                return transport.receive(size, limit)
-            return self._tls.read(size, limit)
+                return transport.receive(room, limit)
+            return self._tls.read(room, limit)
         finally:
             # No call stands first, so that no interrupt comes in between.
             if transport.reader is user:
@@ -81,29 +100,30 @@ class SyncStream(NetworkStream, InterruptibleWriter, PromptWriter):
 
     def write(self, buffer: BytesLike, timeout: float | None = None) -> None:
         """Send all the bytes. See `NetworkStream.write`."""
-        limit = Limit(timeout, monotonic, "write")
         transport, user = self._transport, User()
-        # Released in any case: the traceback of an error keeps this frame, and would keep the buffer locked.
-        with byte_view(buffer) as view:
-            limit.check()
-            try:
-                transport.enter(user, WRITING, "write")
-                if not view:
-                    return
-                if self._tls is None:
-                    transport.send(view, limit)
-                else:
-                    self._tls.write(view, limit)
-            except BaseException:
-                transport.give_up_writing(user)
-                raise
-            finally:
-                if transport.sender is user:
-                    transport.sender = None
-                if transport.waiter is user:
-                    transport.waiter = None
-                if transport.closed:
-                    transport.settle()
+        data = buffer if type(buffer) is bytes else byte_view(buffer)
+        try:
+            limit = start_limit(timeout, monotonic, "write")
+            transport.enter(user, WRITING, "write")
+            if not data:
+                return
+            if self._tls is None:
+                transport.send(data, limit)
+            else:
+                self._tls.write(data, limit)
+        except BaseException:
+            transport.give_up_writing(user)
+            raise
+        finally:
+            if transport.sender is user:
+                transport.sender = None
+            if transport.waiter is user:
+                transport.waiter = None
+            if transport.closed:
+                transport.settle()
+            if isinstance(data, memoryview):
+                # The traceback of an error keeps this frame, and would keep the buffer locked.
+                data.release()
 
     def write_until_readable(self, buffer: BytesLike, timeout: float | None = None) -> int:
         """Send the bytes, but return early once something can be read. See `InterruptibleWriter`.
@@ -111,55 +131,57 @@ class SyncStream(NetworkStream, InterruptibleWriter, PromptWriter):
         Over TLS, up to 128 KiB that have been encrypted but not sent count as sent; the next read or write sends
         them. While another thread reads, that one will hear the answer, and all of the bytes are sent.
         """
-        limit = Limit(timeout, monotonic, "write")
         transport, user = self._transport, User()
-        with byte_view(buffer) as view:
-            limit.check()
-            try:
-                transport.enter(user, READING | WRITING, "write")
-                if self._tls is None:
-                    return transport.send_until_readable(view, limit)
-                return self._tls.write_until_readable(view, limit)
-            except ConcurrencyError:
-                self.write(view, timeout)  # refused too, if it is another writer
-                return len(view)
-            except BaseException:
-                transport.give_up_writing(user)
-                raise
-            finally:
-                if transport.reader is user:
-                    transport.reader = None
-                if transport.sender is user:
-                    transport.sender = None
-                if transport.waiter is user:
-                    transport.waiter = None
-                if transport.closed:
-                    transport.settle()
+        data = buffer if type(buffer) is bytes else byte_view(buffer)
+        try:
+            limit = start_limit(timeout, monotonic, "write")
+            transport.enter(user, READING | WRITING, "write")
+            if self._tls is None:
+                return transport.send_until_readable(data, limit)
+            return self._tls.write_until_readable(data, limit)
+        except ConcurrencyError:
+            self.write(data, timeout)  # refused too, if it is another writer
+            return len(data)
+        except BaseException:
+            transport.give_up_writing(user)
+            raise
+        finally:
+            if transport.reader is user:
+                transport.reader = None
+            if transport.sender is user:
+                transport.sender = None
+            if transport.waiter is user:
+                transport.waiter = None
+            if transport.closed:
+                transport.settle()
+            if isinstance(data, memoryview):
+                data.release()
 
     def write_now(self, buffer: BytesLike) -> int:
         """Send what the system takes at once. See `PromptWriter`."""
         transport, user = self._transport, User()
-        with byte_view(buffer) as view:
-            try:
-                transport.enter(user, SENDING, "write")
-                if self._tls is not None:
-                    return self._tls.write_now(view)
-                return transport.send_now(view) if view else 0
-            except ConcurrencyError:
-                return 0  # another thread is writing
-            except BaseException:
-                transport.give_up_writing(user)
-                raise
-            finally:
-                if transport.sender is user:
-                    transport.sender = None
-                if transport.closed:
-                    transport.settle()
+        data = buffer if type(buffer) is bytes else byte_view(buffer)
+        try:
+            transport.enter(user, SENDING, "write")
+            if self._tls is not None:
+                return self._tls.write_now(data)
+            return transport.send_now(data) if data else 0
+        except ConcurrencyError:
+            return 0  # another thread is writing
+        except BaseException:
+            transport.give_up_writing(user)
+            raise
+        finally:
+            if transport.sender is user:
+                transport.sender = None
+            if transport.closed:
+                transport.settle()
+            if isinstance(data, memoryview):
+                data.release()
 
     def wait_writable(self, timeout: float | None = None) -> None:
         """Wait until more can be sent, or something can be read. See `PromptWriter`."""
-        limit = Limit(timeout, monotonic, "write")
-        limit.check()
+        limit = start_limit(timeout, monotonic, "write")
         transport, user = self._transport, User()
         try:
             try:

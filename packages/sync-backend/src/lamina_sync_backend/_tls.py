@@ -23,7 +23,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 from lamina_interfaces import ConcurrencyError, ConnectError, NetworkError, ReadError
 
@@ -153,11 +153,17 @@ class TLSChannel:
 
     # --- reading -------------------------------------------------------------------------------------------
 
-    def read(self, max_bytes: int, limit: Limit) -> bytes:
-        """Wait for plaintext. By the user of the reading side."""
+    @overload
+    def read(self, room: int, limit: Limit) -> bytes: ...
+    @overload
+    def read(self, room: memoryview, limit: Limit) -> int: ...
+
+    def read(self, room: int | memoryview, limit: Limit) -> bytes | int:
+        """Wait for plaintext, as `Transport.receive` for bytes. By the user of the reading side."""
+        size = room if isinstance(room, int) else len(room)
         while True:
             with self._wire.lock:
-                data = self.engine.read(max_bytes)
+                data = self.engine.read(room) if isinstance(room, int) else self.engine.read_into(room)
                 answer = self.engine.outgoing
             if answer:
                 self._send_answers()
@@ -170,7 +176,7 @@ class TLSChannel:
                     self._send_some()
                 if not events & ~WRITE:
                     continue
-            self._feed(self._transport.receive(max(max_bytes, RECEIVE_SIZE), limit))
+            self._feed(self._transport.receive(max(size, RECEIVE_SIZE), limit))
 
     def readable(self) -> bool:
         """Whether `read` would return at once. By the user of the reading side; never waits."""
@@ -212,22 +218,22 @@ class TLSChannel:
 
     # --- writing -------------------------------------------------------------------------------------------
 
-    def write(self, view: memoryview, limit: Limit) -> None:
+    def write(self, data: bytes | memoryview, limit: Limit) -> None:
         """Send all of it. By the user of the writing side."""
         wire, sender = self._wire, Sender()
         try:
             wire.take_the_turn(sender, limit)
             self._send_unsent(limit)
-            for start in range(0, len(view), SLICE):
-                with view[start : start + SLICE] as piece:
-                    self._encrypt(piece)
+            taken = 0
+            while taken < len(data):
+                taken += self._encrypt(data, taken)
                 self._send_unsent(limit)
         finally:
             if wire.sender is sender:
                 wire.sender = None
         self._send_some()
 
-    def write_until_readable(self, view: memoryview, limit: Limit) -> int:
+    def write_until_readable(self, data: bytes | memoryview, limit: Limit) -> int:
         """Send all of it, or less if plaintext can be read before. By the user of both sides.
 
         What has been encrypted cannot be taken back: it counts as sent, and goes out with the next operation.
@@ -242,14 +248,12 @@ class TLSChannel:
                     if events & ~WRITE and self.readable():
                         break
                     wire.unsent = wire.unsent[self._transport.send_now(wire.unsent) :]
-                elif taken == len(view) or self.readable():
+                elif taken == len(data) or self.readable():
                     break
                 else:
-                    with view[taken : taken + SLICE] as piece:
-                        self._encrypt(piece)
-                        taken += len(piece)
+                    taken += self._encrypt(data, taken)
                     self._send_at_once()
-            if wire.unsent or taken < len(view):
+            if wire.unsent or taken < len(data):
                 self._transport.check_open()
         finally:
             if wire.sender is sender:
@@ -257,7 +261,7 @@ class TLSChannel:
         self._send_some()  # what looking for data has produced
         return taken
 
-    def write_now(self, view: memoryview) -> int:
+    def write_now(self, data: bytes | memoryview) -> int:
         """Send what the system takes, and at most a slice more, which waits; how many bytes. Never waits itself."""
         wire, sender = self._wire, Sender()
         taken = 0
@@ -265,10 +269,8 @@ class TLSChannel:
             if not wire.try_to_take_the_turn(sender):
                 return 0  # for a moment it is the reader's
             self._send_at_once()
-            while taken < len(view) and not wire.unsent:
-                with view[taken : taken + SLICE] as piece:
-                    self._encrypt(piece)
-                    taken += len(piece)
+            while taken < len(data) and not wire.unsent:
+                taken += self._encrypt(data, taken)
                 self._send_at_once()
         finally:
             if wire.sender is sender:
@@ -292,10 +294,13 @@ class TLSChannel:
                 continue
             self._send_some()
 
-    def _encrypt(self, piece: memoryview) -> None:
-        with self._wire.lock:
+    def _encrypt(self, data: bytes | memoryview, start: int) -> int:
+        """Encrypt a slice, from `start` on; how many bytes that was."""
+        # Released in any case: the traceback of an error keeps this frame, and would keep the buffer locked.
+        with memoryview(data)[start : start + SLICE] as piece, self._wire.lock:
             self.engine.write(piece)
             self._wire.unsent = memoryview(self.engine.take())
+            return len(piece)
 
     def _send_at_once(self) -> None:
         """Send of what is left over as much as goes. With the right to send."""

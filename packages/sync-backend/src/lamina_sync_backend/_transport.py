@@ -1,6 +1,9 @@
 """A connected socket, its users, and the end of its life.
 
-The socket is non-blocking. A thread waits in `poll` and nowhere else, so a time limit holds everywhere.
+A thread waits in `poll`, so a time limit holds everywhere; the other calls do not wait. There is one exception: a read
+without any limit may be left to wait in the call that reads, which saves the poll. For that the socket is blocking, and
+all other calls are told not to wait (`MSG_DONTWAIT`). Where the system does not know that for all of them the socket is
+non-blocking, and such a read polls too. Nothing depends on the mode, which a copy of the descriptor may change.
 
 Closing from another thread. A file descriptor that is closed while somebody polls or reads it may be given to
 another connection in the same moment, and the reader would take that one's bytes. So a closed transport is only
@@ -13,19 +16,23 @@ write, which never waits) and what only waits may go on side by side, and neithe
 A look for data (`Look`) is a user as well, but one that never waits; so whoever finds a look waits for its end.
 
 A forked child has a copy of the descriptor. It may close its copy, but a shutdown (or a farewell of TLS) would
-end the parent's connection, so the process is remembered too.
+end the parent's connection, so the process is remembered too. Whoever closes asks the system which process this is: a
+handler of the fork may close before ours has run. Every other operation only asks whether ours has run, for a system
+call would be a tenth of what it costs.
 """
 
 from __future__ import annotations
 
+import os
 import socket
+import sys
 import threading
 import time
 from os import getpid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
-from lamina_interfaces import ConcurrencyError, WriteError
-from lamina_interfaces.sockets import MAX_READ_SIZE, close_without_lingering, drop_incoming
+from lamina_interfaces import NO_LIMIT, ConcurrencyError, WriteError
+from lamina_interfaces.sockets import MAX_READ_SIZE, close_without_lingering, drop_incoming, make_non_blocking
 from lamina_interfaces.translation import network_error
 
 from ._waiting import READ, WRITE, new_poll, wait
@@ -43,8 +50,11 @@ WRITING = SENDING | WAITING
 BULK = 16 * 1024
 """After a read of so many bytes more are likely to be there, so the next one tries before it waits."""
 
+# macOS has the flag, and takes no notice of it when something is sent.
+_AT_ONCE = getattr(socket, "MSG_DONTWAIT", 0) if sys.platform == "linux" else 0
+
 # A process that handles SIGPIPE in its own way must not get one from us.
-_SEND_FLAGS = getattr(socket, "MSG_NOSIGNAL", 0)
+_SEND_FLAGS = getattr(socket, "MSG_NOSIGNAL", 0) | _AT_ONCE
 
 LOOK_PATIENCE = 1.0
 """Seconds for which another thread's look for data is waited for; it takes a fraction of a millisecond."""
@@ -56,6 +66,19 @@ _CLOSED = "the stream is closed"
 _INHERITED = "the stream belongs to the parent process"
 _BROKE = "the connection broke"
 _HALF_SENT = "an earlier write was not completed"
+
+
+_forks = 0
+"""How many forks lie between this process and the one that loaded the module."""
+
+
+def _count_fork() -> None:
+    global _forks  # noqa: PLW0603 - a process has one such number
+    _forks += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_count_fork)
 
 
 class User:
@@ -74,17 +97,22 @@ class Look(User):
 
 
 class Transport:
-    """A non-blocking socket that is waited for.
+    """A socket that is waited for.
 
     Args:
         sock: a connected socket, the transport's from now on.
     """
 
     def __init__(self, sock: socket.socket) -> None:
+        if _AT_ONCE:
+            sock.setblocking(True)
+        else:
+            make_non_blocking(sock)
         self.sock = sock
         self.closed = False
         self.half_sent = False
         self._pid = getpid()
+        self._forks = _forks
         # Re-entrant: a finaliser may call `close` while this very thread is in one of the short sections below.
         self._lock = threading.RLock()
         self.reader: User | None = None
@@ -113,26 +141,25 @@ class Transport:
             ConcurrencyError: there is another one.
             NetworkError: the transport is closed, or the parent process's; or a write was broken off.
         """
-        if getpid() != self._pid:
+        if self._forks != _forks:
             # Before the lock, which a thread that does not exist here may hold.
             raise network_error(OSError(_INHERITED), phase)
-        end = 0.0
-        while not self._entered(user, sides, phase):
-            now = time.monotonic()
-            end = end or now + LOOK_PATIENCE
-            if now > end:
-                raise ConcurrencyError("another thread is looking for data on this stream", phase=phase)
-            time.sleep(LOOK_PAUSE)
+        if not self._entered(user, sides, phase):
+            end = time.monotonic() + LOOK_PATIENCE
+            while not self._entered(user, sides, phase):
+                if time.monotonic() > end:
+                    raise ConcurrencyError("another thread is looking for data on this stream", phase=phase)
+                time.sleep(LOOK_PAUSE)
 
     def _entered(self, user: User, sides: int, phase: Phase) -> bool:
         """Enter, unless a look of another thread is in the way."""
         with self._lock:
             reader = self.reader
-            if sides & READING and reader is not None:
+            if reader is not None and sides & READING:
                 if isinstance(reader, Look) and reader.thread != threading.get_ident():
                     return False
                 raise ConcurrencyError("another thread is reading from this stream", phase=phase)
-            if (sides & SENDING and self.sender is not None) or (sides & WAITING and self.waiter is not None):
+            if (self.sender is not None and sides & SENDING) or (self.waiter is not None and sides & WAITING):
                 raise ConcurrencyError("another thread is writing to this stream", phase=phase)
             # Marked first and looked at second, for the sake of a finaliser that closes in between.
             if sides & READING:
@@ -143,7 +170,7 @@ class Transport:
                 self.waiter = user
             if self.closed:
                 raise network_error(OSError(_CLOSED), phase)
-            if sides & WRITING and self.half_sent:
+            if self.half_sent and sides & WRITING:
                 raise network_error(OSError(_HALF_SENT), phase)
         return True
 
@@ -192,6 +219,7 @@ class Transport:
                 return
             try:
                 if gracefully and fresh and not self.users:
+                    make_non_blocking(self.sock)
                     drop_incoming(self.sock)
                 self.sock.shutdown(socket.SHUT_RDWR)
             except OSError:
@@ -201,22 +229,50 @@ class Transport:
 
     # --- reading -------------------------------------------------------------------------------------------
 
-    def receive(self, max_bytes: int, limit: Limit) -> bytes:
-        """Wait for bytes; `b""` at the end. By the user of the reading side."""
+    @overload
+    def receive(self, room: int, limit: Limit) -> bytes: ...
+    @overload
+    def receive(self, room: memoryview, limit: Limit) -> int: ...
+
+    def receive(self, room: int | memoryview, limit: Limit) -> bytes | int:
+        """Wait for bytes. By the user of the reading side.
+
+        Args:
+            room: how many bytes to return at most, or where to put them.
+            limit: how long at most.
+
+        Returns:
+            The bytes, or how many they are; `b""` or 0 at the end.
+        """
+        if _AT_ONCE and limit is NO_LIMIT["read"] and (taken := self.receive_now(room, 0)) is not None:
+            return taken
         # A small message is usually waited for: asking first saves a call that fails.
         if not self._bulk:
             wait(self._poll_for_reading(), limit)
-        while (data := self.receive_now(max_bytes)) is None:
+        while (taken := self.receive_now(room)) is None:
             wait(self._poll_for_reading(), limit)
-        return data
+        return taken
 
-    def receive_now(self, max_bytes: int) -> bytes | None:
-        """The bytes that are there; `None` if there are none, `b""` at the end."""
+    @overload
+    def receive_now(self, room: int, flags: int = ...) -> bytes | None: ...
+    @overload
+    def receive_now(self, room: memoryview, flags: int = ...) -> int | None: ...
+    @overload
+    def receive_now(self, room: int | memoryview, flags: int = ...) -> bytes | int | None: ...
+
+    def receive_now(self, room: int | memoryview, flags: int = _AT_ONCE) -> bytes | int | None:
+        """As `receive`, but take what is there; `None` if there is nothing yet. With other `flags` it may wait."""
+        taken: bytes | int
         if self._ended:
-            return b""
+            return b"" if isinstance(room, int) else 0
         if self._read_failure is None:
+            window = self._window
             try:
-                data = self.sock.recv(min(max_bytes, self._window))
+                if isinstance(room, int):
+                    taken = self.sock.recv(min(room, window), flags)
+                    size = len(taken)
+                else:
+                    taken = size = self.sock.recv_into(room, 0, flags)
             except (BlockingIOError, InterruptedError):
                 self._bulk = False
                 return None
@@ -224,16 +280,17 @@ class Transport:
                 # Without its traceback, which knows this frame.
                 self._read_failure = exc.with_traceback(None)
             else:
-                self._bulk = len(data) >= BULK
-                left = self._window - len(data)
-                self._window = left if left >= BULK else MAX_READ_SIZE
-                if data:
-                    return data
+                self._bulk = size >= BULK
+                if size:
+                    if self._bulk:
+                        window -= size
+                        self._window = window if window >= BULK else MAX_READ_SIZE
+                    return taken
                 # Our own shutdown, or a break that the writer was told of, reads like the peer's end but is not.
                 self._read_failure = self._write_failure
                 self._ended = self._read_failure is None and not self.closed
                 if self._ended:
-                    return b""
+                    return taken
         raise self._error(self._read_failure, "read") from self._read_failure
 
     def readable_now(self) -> bool:
@@ -242,19 +299,22 @@ class Transport:
 
     # --- writing -------------------------------------------------------------------------------------------
 
-    def send(self, view: memoryview, limit: Limit) -> None:
+    def send(self, data: bytes | memoryview, limit: Limit) -> None:
         """Send all of it. By the user of the writing side."""
-        sent = self.send_now(view)
-        while sent < len(view):
+        sent = self.send_now(data)
+        while sent < len(data):
             self.wait_writable(limit)
-            with view[sent:] as rest:
-                sent += self.send_now(rest)
+            sent += self.send_now(data, sent)
 
-    def send_now(self, view: memoryview) -> int:
-        """Send what the system takes at once; how many bytes that was."""
+    def send_now(self, data: bytes | memoryview, start: int = 0) -> int:
+        """Send what the system takes at once, from `start` on; how many bytes that was."""
         if self._write_failure is None:
             try:
-                return self.sock.send(view, _SEND_FLAGS)
+                if not start:
+                    return self.sock.send(data, _SEND_FLAGS)
+                # Released in any case: the traceback of an error keeps this frame, and would keep the buffer locked.
+                with memoryview(data)[start:] as rest:
+                    return self.sock.send(rest, _SEND_FLAGS)
             except (BlockingIOError, InterruptedError):
                 return 0
             except OSError as exc:
@@ -262,15 +322,14 @@ class Transport:
                 self._write_failure = exc.with_traceback(None)
         raise self._error(self._write_failure, "write") from self._write_failure
 
-    def send_until_readable(self, view: memoryview, limit: Limit) -> int:
+    def send_until_readable(self, data: bytes | memoryview, limit: Limit) -> int:
         """Send all of it, or less if something can be read before."""
         sent = 0
-        while sent < len(view):
+        while sent < len(data):
             if self.wait_either(limit) & ~WRITE:
                 self.check_open()
                 break
-            with view[sent:] as rest:
-                sent += self.send_now(rest)
+            sent += self.send_now(data, sent)
         return sent
 
     def check_open(self) -> None:
@@ -298,9 +357,10 @@ class Transport:
 
     def wait_either(self, limit: Limit) -> int:
         """Wait until one may read or write; returns the events. By the user of the reading side."""
-        if self._either_poll is None:
-            self._either_poll = self._new_poll(READ | WRITE)
-        return wait(self._either_poll, limit)[0][1]
+        poll = self._either_poll
+        if poll is None:
+            poll = self._either_poll = self._new_poll(READ | WRITE)
+        return wait(poll, limit)[0][1]
 
     # --- within --------------------------------------------------------------------------------------------
 
