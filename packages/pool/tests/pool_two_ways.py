@@ -26,9 +26,11 @@ class JudgedSession(HTTP11Session):
 
     __slots__ = ()
 
-    def send_head(self, method: bytes, target: bytes, headers: Headers) -> bytes:
+    def send_head(
+        self, method: bytes, target: bytes, headers: Headers, written: tuple[bytes, int] | None = None
+    ) -> bytes:
         self._judged()
-        return super().send_head(method, target, headers)
+        return super().send_head(method, target, headers, written)
 
 
 def is_plain(session: HTTP11Session) -> bool:
@@ -160,6 +162,7 @@ WORDS = [
     b"Transfer-Encoding: gzip, chunked\r\n", b"Transfer-Encoding: chunked, chunked\r\n",
     b"Transfer-Encoding: identity\r\n", b"Transfer-Encoding:\x0bchunked\r\n", b"Connection: close\r\n",
     b"Connection: Keep-Alive\r\n", b"Connection: keep-alive, close\r\n", b"Connection: x\r\n", b"Connection:\r\n",
+    b"CONNECTION: close\r\n", b"content-Length: 5\r\n", b"Transfer-encoding: chunked\r\n", b"KEEP-alive: timeout=7\r\n",
     b"Keep-Alive: timeout=5\r\n", b"Keep-Alive: timeout=0\r\n", b"Keep-Alive: max=5\r\n", b"Upgrade: echo\r\n",
     b"Server: nginx\r\n", b"X:\r\n", b"X: \r\n", b"X:  y\r\n", b"X: y \r\n", b"X:y\r\n", b"X: y\tz\r\n",
     b"X: a  b\r\n", b"X : y\r\n", b" X: y\r\n", b"\tfolded\r\n", b": y\r\n", b"X\r\n", b"X: \x00\r\n", b"X: a\rb\r\n",

@@ -30,7 +30,8 @@ from lamina_pool._checks import (
     check_server_hostname,
     default_headers,
 )
-from lamina_pool._models import ByteStream, Request
+from lamina_pool._models import ByteStream, Proxy, Request
+from lamina_pool._proxies import forwarded, read_proxy
 from lamina_pool._urls import URL
 
 HOST = (b"Host", b"example.com")
@@ -84,6 +85,7 @@ def test_a_plain_request_has_no_body() -> None:
         is_connect=False,
         wants_close=False,
         wants_keep_alive=False,
+        written=(b"GET / HTTP/1.1\r\nHost: example.com\r\n\r\n", 0),
     )
 
 
@@ -626,6 +628,8 @@ framing_values = st.sampled_from(
         b"Chunked",
         b"gzip",
         b"close",
+        b"keep-alive",
+        b"Keep-Alive",
         b"keep-alive, close",
         b"100-continue",
         b"websocket",
@@ -690,9 +694,19 @@ def compare_with_h11(method: bytes, target: bytes, headers: list[tuple[bytes, by
         if not stricter_than_h11(request):
             with pytest.raises(h11.LocalProtocolError):
                 sent_by_h11(request)
+        for _ in range(2):
+            with pytest.raises(LocalProtocolError):
+                check_request(request)
         return
     sent = sent_by_h11(request)
     assert sent == written_plainly(framing, body)
+    if framing.written is not None:
+        head, length = framing.written
+        assert sent.startswith(head)
+        assert sent[: len(head)].endswith(b"\r\n\r\n")
+        assert length == (-1 if framing.body == "chunked" else framing.length)
+    for _ in range(2):  # from the third time on its headers may be known as a whole
+        assert check_request(request) == framing
 
 
 def written_plainly(framing: RequestFraming, body: bytes) -> bytes:
@@ -786,7 +800,49 @@ def test_a_generator_is_not_started_by_the_check() -> None:
     assert started == []
 
 
-@pytest.mark.parametrize("name", sorted(_checks._FRAMING_NAMES))
+@given(headers=header_lists, body=bodies, has_host=st.booleans())
+@example(headers=[(b"connection", b"Keep-Alive")], body=b"", has_host=True)
+def test_what_is_beyond_doubt_means_what_it_means_to_who_looks_twice(
+    headers: list[tuple[bytes, bytes]], body: bytes, has_host: bool
+) -> None:
+    """Whether the head is written at once or its fields are looked at one by one, as those of all others are."""
+    request = make(b"PUT", content=body)
+    request.headers = [HOST, *headers] if has_host else headers
+    for _ in range(3):
+        block = _http11_fast.header_block(tuple(request.headers))
+        if block is None:
+            return
+        length, expects_continue, is_upgrade, connection = _checks._check_headers(block.fields)
+        assert block.fields == tuple(request.headers)
+        assert (length, expects_continue, is_upgrade) == (block.length, block.expects_continue, False)
+        assert connection == (frozenset({b"keep-alive"}) if block.wants_keep_alive else ())
+
+
+def test_what_is_sent_is_what_was_checked() -> None:
+    request = make(b"GET", (b"Accept", b"*/*"))
+    known = [check_request(request) for _ in range(3)][-1]
+    assert known.written == (b"GET / HTTP/1.1\r\nHost: example.com\r\nAccept: */*\r\n\r\n", 0)
+    request.headers[1] = (b"Accept", b"a")
+    assert known.headers == [HOST, (b"Accept", b"*/*")]
+    changed = check_request(request)
+    assert changed.written == (b"GET / HTTP/1.1\r\nHost: example.com\r\nAccept: a\r\n\r\n", 0)
+    known.headers[1] = (b"X", b"a\r\nb")  # nobody does; but it is a list of its own
+    assert check_request(make(b"GET", (b"Accept", b"*/*"))).headers == [HOST, (b"Accept", b"*/*")]
+
+
+@pytest.mark.parametrize("headers", [None, [(b"X-Tag", b"1")]])
+def test_what_a_proxy_is_sent_is_written_anew(headers: Any) -> None:
+    request = make(b"GET", (b"Accept", b"*/*"))
+    for _ in range(3):
+        framing = check_request(request)
+        assert framing.written is not None
+        proxy = read_proxy(Proxy("http://proxy.test", headers=headers))
+        moved = forwarded(proxy, request.url, framing)
+        assert moved.target == b"http://example.com/"
+        assert moved.written is None
+
+
+@pytest.mark.parametrize("name", sorted(_http11_fast.REQUEST_NAMES))
 @pytest.mark.parametrize("value", [b"1", b"100-continue", b"chunked", b"keep-alive"])
 def test_what_says_something_to_the_connection_is_looked_at_in_each_request(
     name: bytes, value: bytes

@@ -10,13 +10,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamina_interfaces import ReadError, ReadTimeout, RemoteProtocolError
+import pool_helpers
+from lamina_interfaces import NetworkStream, ReadError, ReadTimeout, RemoteProtocolError
 from lamina_pool import BodyReceived, ConnectionPool, PoolEvent, Request, Response, _connection
 from lamina_pool._connection import MAX_DIRECT_BYTES, MIN_DIRECT_BYTES
-from pool_helpers import EOF, HEAD, OK, RESET, Call, Script, ScriptedBackend, checked_pool, response
+from pool_helpers import (
+    EOF,
+    HEAD,
+    OK,
+    RESET,
+    Call,
+    DirectStream,
+    Script,
+    ScriptedBackend,
+    checked_pool,
+    response,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from lamina_interfaces import BytesLike
 
 URL = "http://a.test/"
 BODY = bytes(range(256)) * 4096  # 1 MiB
@@ -193,3 +207,51 @@ def test_a_listener_and_a_trace_are_told_of_all_the_bytes() -> None:
     assert told.count("http11.receive_response_body.started") == 1
     assert told.count("http11.receive_response_body.complete") == 1
     assert sizes == [len(BODY)]
+
+
+class Counting(DirectStream):
+    """Somebody's own, who knew of `read` only."""
+
+    count = 0
+
+    def read(self, max_bytes: int | None = None, timeout: float | None = None) -> bytes:
+        data = super().read(max_bytes, timeout)
+        self.count += len(data)
+        return data
+
+
+class Wrapper(NetworkStream):
+    """The same as a wrapper that passes on what it does not know."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.inner = DirectStream(*arguments)
+        self.count = 0
+
+    def read(self, max_bytes: int | None = None, timeout: float | None = None) -> bytes:
+        data = self.inner.read(max_bytes, timeout)
+        self.count += len(data)
+        return data
+
+    def write(self, buffer: BytesLike, timeout: float | None = None) -> None:
+        self.inner.write(buffer, timeout)
+
+    def close(self) -> None:
+        self.inner.close()
+
+    def get_extra_info(self, info: str) -> Any:
+        return self.inner.get_extra_info(info)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+@pytest.mark.parametrize("kind", [Counting, Wrapper])
+def test_nobodys_own_read_is_passed_by(kind: type[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_helpers, "DirectStream", kind)
+    backend = direct(HEAD, ANSWER, HEAD, OK)
+    with checked_pool(backend) as pool:
+        assert pool.request("GET", URL).content == BODY
+        stream: Any = backend.streams[0]
+        assert stream.count == len(ANSWER)
+        assert not any("into" in call for call in reads(backend))
+        assert pool.request("GET", URL).content == b"ok"

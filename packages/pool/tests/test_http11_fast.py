@@ -6,11 +6,13 @@ import builtins
 import itertools
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
 from array import array
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import h11
 import pytest
@@ -378,9 +380,9 @@ def test_of_whatever_is_to_be_sent(
     if has_host:
         headers = [*headers, HOST]
     acts: list[Act] = [("head", method, target, headers), *(("body", piece) for piece in pieces)]
-    same(
-        [*acts, *([("end",)] if ends else []), ("receive", NGINX), ("next",), ("head", b"GET", b"/", [HOST])]
-    )
+    acts += [*([("end",)] if ends else []), ("receive", NGINX), ("next",), ("head", b"GET", b"/", [HOST])]
+    for _ in range(3):
+        same(acts)
 
 
 FRAMING_FIELDS = [
@@ -418,7 +420,7 @@ values = st.text("abc XYZ019,;=\"'\xe9", max_size=20).map(lambda text: text.stri
 @given(st.lists(st.tuples(tokens, values), max_size=6), st.integers(0, 6))
 def test_of_every_good_head_that_is_sent(headers: Headers, place: int) -> None:
     headers.insert(place, HOST)
-    for _ in range(2):  # the second time it is known
+    for _ in range(3):  # the second time its lines are known, the third time all of it
         same([("head", b"GET", b"/a?b", headers), ("end",), ("receive", NGINX)])
 
 
@@ -613,6 +615,242 @@ def test_few_lines_are_remembered_and_no_secrets() -> None:
         assert write_head(b"GET", b"/", [HOST, (name, secret)]) is not None
     assert write_head(b"GET", b"/", [HOST, (b"X", b"long " * 100 + b"x")]) is not None
     assert all(secret not in line and len(line) < 500 for line in known.values())
+
+
+# --- whole lists of fields that are known ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def blocks() -> Iterator[dict[Any, _http11_fast.HeaderBlock]]:
+    """What is remembered of lists of fields: nothing, at first."""
+    _http11_fast.known_lines.clear()
+    _http11_fast.known_blocks.clear()
+    yield _http11_fast.known_blocks
+    _http11_fast.known_blocks.clear()
+
+
+def learn(*headers: Any) -> bytes:
+    """Send a list until it is known, if it can be; the last head."""
+    heads = [write_head(b"GET", b"/", list(headers)) for _ in range(3)]
+    assert heads[0] == heads[1] == heads[2]
+    assert heads[0] is not None
+    return heads[0][0]
+
+
+Blocks = dict[Any, _http11_fast.HeaderBlock]
+PLAIN_FIELDS = (b"Accept", b"*/*"), (b"User-Agent", b"x/1")
+
+
+def test_a_list_of_fields_is_known_when_it_comes_for_the_second_time(blocks: Blocks) -> None:
+    headers = [PLAIN_FIELDS[0], HOST, (b"Connection", b"keep-alive"), PLAIN_FIELDS[1]]
+    first = write_head(b"GET", b"/a", headers)
+    assert not blocks
+    assert write_head(b"GET", b"/b", headers) is not None
+    [(fields, block)] = blocks.items()
+    assert block.fields is fields == tuple(headers)
+    assert write_head(b"GET", b"/a", headers) == first
+    again = [(bytes(bytearray(name)), bytes(bytearray(value))) for name, value in headers]
+    assert _http11_fast.header_block(tuple(again)) is block  # others that are the same
+    assert _http11_fast.header_block((HOST, *PLAIN_FIELDS)) is not block
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        (b"Content-Length", b"5"), (b"content-length", b"0"), (b"Transfer-Encoding", b"chunked"),
+        (b"Expect", b"100-continue"), (b"Authorization", b"Bearer x"), (b"proxy-authorization", b"Basic x"),
+        (b"Cookie", b"a=b"), (b"X-Api-Key", b"x"), (b"X-Auth-Token", b"x"), (b"X-Goog-Signature", b"x"),
+        (b"X-Session", b"x"), (b"PASSWORD", b"x"), (b"X-Long", b"x" * 256),
+    ],
+)  # fmt: skip
+def test_no_list_is_known_with_a_field_that_is_not(field: tuple[bytes, bytes], blocks: Blocks) -> None:
+    learn(HOST, *PLAIN_FIELDS, field)
+    learn(field, HOST)
+    assert not blocks
+
+
+def test_no_list_is_known_with_a_field_that_is_new_each_time(blocks: Blocks) -> None:
+    for number in range(3 * _http11_fast.MAX_KNOWN_BLOCKS):
+        assert write_head(b"GET", b"/", [HOST, *PLAIN_FIELDS, (b"X-Request-Id", b"%d" % number)]) is not None
+    assert not blocks
+
+
+def test_few_lists_are_known_and_no_long_ones(blocks: Blocks) -> None:
+    learn(HOST, *[(b"X-%d" % number, b"x" * 200) for number in range(25)])
+    assert not blocks
+    most = 0
+    for number in range(3 * _http11_fast.MAX_KNOWN_BLOCKS):
+        learn((b"Host", b"%d.test" % number), *PLAIN_FIELDS)
+        most = max(most, len(blocks))
+    assert most == _http11_fast.MAX_KNOWN_BLOCKS
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        [(b"Host", b"b.test")], [HOST], [(b"A", b"b\r\nC: d")], [(b"Content-Length", b"5"), (b"content-length", b"6")],
+        [(b"Transfer-Encoding", b"gzip")], [(b"A b", b"c")],
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("is_last", [False, True])
+def test_with_something_more_a_known_list_is_another(more: Headers, is_last: bool, blocks: Blocks) -> None:
+    known = [HOST, *PLAIN_FIELDS]
+    learn(*known)
+    assert blocks
+    headers = [*known, *more] if is_last else [*more, *known]
+    assert write_head(b"GET", b"/", headers) is None
+    with pytest.raises(LocalProtocolError):
+        HTTP11Session().send_head(b"GET", b"/", headers)
+    known += more
+    assert write_head(b"GET", b"/", known) is None
+    assert write_head(b"GET", b"/", known[1:3]) is None  # without Host
+
+
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [
+        (b"CONNECT", b"a.test:443"), (b"GET", b"/ x"), (b"GET", b"/\r\nX: y"), (b"G T", b"/"), (b"", b"/"),
+        (b"GET", b""), (b"GET /\r\nX", b"/"), (b"GET", b"/ HTTP/1.1\r\nA: b"), ("GET", b"/"), (b"GET", None), (1, b"/"),
+    ],
+)  # fmt: skip
+def test_the_request_line_is_checked_where_the_list_is_known(
+    method: Any, target: Any, blocks: Blocks
+) -> None:
+    learn(HOST, *PLAIN_FIELDS)
+    assert blocks
+    assert write_head(method, target, [HOST, *PLAIN_FIELDS]) is None
+
+
+class EqualBytes(bytes):
+    """They say that they are what they are not."""
+
+    def __new__(cls, value: bytes, like: bytes) -> Self:
+        made = super().__new__(cls, value)
+        made.like = like
+        return made
+
+    like: bytes
+
+    def __eq__(self, other: object) -> bool:
+        return other == self.like
+
+    def __hash__(self) -> int:
+        return hash(self.like)
+
+
+class EqualTuple(tuple[bytes, ...]):  # noqa: SLOT001 - a tuple that has slots cannot have an attribute
+    """A pair, or a list of them, that says that it is another."""
+
+    like: tuple[Any, ...]
+
+    def __eq__(self, other: object) -> bool:
+        return other == self.like
+
+    def __hash__(self) -> int:
+        return hash(self.like)
+
+
+def equal_tuple(value: Any, like: Any) -> Any:
+    made = EqualTuple(value)
+    made.like = like
+    return made
+
+
+class Restless(list[Any]):
+    """It is something else each time that it is iterated over."""
+
+    def __init__(self, first: list[Any], then: list[Any]) -> None:
+        super().__init__(then)
+        self._now = first
+
+    def __iter__(self) -> Iterator[Any]:
+        now, self._now = self._now, list(self[:])
+        return iter(now)
+
+
+SMUGGLED = b"*/*\r\nX: y"
+LIARS: dict[str, Any] = {
+    "a value": (b"Accept", EqualBytes(SMUGGLED, b"*/*")),
+    "a name": (EqualBytes(b"X: y\r\nAccept", b"Accept"), b"*/*"),
+    "a pair": equal_tuple((b"Accept", SMUGGLED), PLAIN_FIELDS[0]),
+    "a pair of three": equal_tuple((b"Accept", b"*/*", SMUGGLED), PLAIN_FIELDS[0]),
+    "a list": [b"Accept", SMUGGLED],
+}
+
+
+@pytest.mark.parametrize("liar", LIARS)
+def test_who_says_that_he_is_known_is_not_believed(liar: str, blocks: Blocks) -> None:
+    for headers in (
+        [HOST, LIARS[liar], PLAIN_FIELDS[1]],
+        equal_tuple([HOST, LIARS[liar]], (HOST, PLAIN_FIELDS[0])),
+    ):
+        _http11_fast.known_lines.clear()
+        blocks.clear()
+        for _ in range(3):
+            assert write_head(b"GET", b"/", headers) is None  # nor is he remembered
+        assert not blocks
+        expected = learn(HOST, *PLAIN_FIELDS), learn(HOST, PLAIN_FIELDS[0])
+        assert len(blocks) == 2
+        for _ in range(3):
+            assert write_head(b"GET", b"/", headers) is None
+        assert (learn(HOST, *PLAIN_FIELDS), learn(HOST, PLAIN_FIELDS[0])) == expected
+        assert {type(part) for fields in blocks for field in fields for part in (field, *field)} == {
+            tuple,
+            bytes,
+        }
+
+
+def test_a_list_is_iterated_over_once(blocks: Blocks) -> None:
+    good, bad = [HOST, *PLAIN_FIELDS], [HOST, (b"Accept", SMUGGLED), PLAIN_FIELDS[1]]
+    expected = learn(*good)
+    blocks.clear()
+    for _ in range(3):
+        headers = Restless(good, bad)
+        assert write_head(b"GET", b"/", headers) == (expected, 0)
+        assert write_head(b"GET", b"/", headers) is None
+    assert list(blocks) == [tuple(good)]
+
+
+def test_a_list_that_is_changed_is_sent_as_it_is_now(blocks: Blocks) -> None:
+    headers = [HOST, *PLAIN_FIELDS]
+    learn(*headers)
+    assert blocks
+    for value in (b"a", b"b", b"a"):
+        headers[1] = (b"Accept", value)
+        assert (
+            learn(*headers)
+            == b"GET / HTTP/1.1\r\nHost: a.test\r\nAccept: %b\r\nUser-Agent: x/1\r\n\r\n" % value
+        )
+    headers.reverse()
+    assert learn(*headers) == b"GET / HTTP/1.1\r\nHost: a.test\r\nUser-Agent: x/1\r\nAccept: a\r\n\r\n"
+
+
+def test_threads_that_learn_and_forget_at_once_get_their_own_heads(blocks: Blocks) -> None:
+    count = _http11_fast.MAX_KNOWN_BLOCKS + 10
+    start = threading.Barrier(4)
+
+    def send(worker: int) -> list[bytes]:
+        start.wait(60)
+        wrong = []
+        for number in range(3 * count):
+            host = b"%d.test" % ((number * (worker + 1)) % count)
+            expected = b"GET / HTTP/1.1\r\nHost: %b\r\nAccept: */*\r\nX-Worker: %d\r\n\r\n" % (host, worker)
+            for _ in range(3):
+                head = write_head(
+                    b"GET", b"/", [(b"Host", host), PLAIN_FIELDS[0], (b"X-Worker", b"%d" % worker)]
+                )
+                if head != (expected, 0):
+                    wrong.append(expected)
+        return wrong
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # seconds
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(send, range(4))) == [[]] * 4
+    finally:
+        sys.setswitchinterval(interval)
+    assert len(blocks) <= _http11_fast.MAX_KNOWN_BLOCKS + 4
 
 
 def test_interim_responses_are_the_judges() -> None:

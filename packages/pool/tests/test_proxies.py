@@ -248,9 +248,10 @@ FORWARDED: dict[str, tuple[dict[str, Any], Ask, bytes]] = {
 @pytest.mark.parametrize("name", FORWARDED)
 def test_what_is_written_to_a_proxy_that_forwards(name: str, world: str) -> None:
     settings, ask, written = FORWARDED[name]
-    played = play(world, [[HEAD, OK]], ask, proxy=Proxy(HTTP_PROXY, **settings))
-    assert played.outcome.status == 200
-    assert played.connection.written == written
+    play(world, [[HEAD, OK] * 3], ask, ask, ask)  # so that its headers are known as a server gets them
+    played = play(world, [[HEAD, OK] * 3], ask, ask, ask, proxy=Proxy(HTTP_PROXY, **settings))
+    assert [outcome.status for outcome in played.outcomes] == [200, 200, 200]
+    assert played.connection.written == written * 3
     assert played.connection.place == ("proxy.test", 3128)
     assert played.connection.hostnames == []
 
@@ -640,6 +641,14 @@ def test_a_request_with_credentials_for_a_proxy_goes_into_no_tunnel_E04(
     assert isinstance(played.error, LocalProtocolError)
     assert "give it to the Proxy" in str(played.error)
     assert "0wn-s3cr3t" not in repr(played.error)
+
+
+def test_it_goes_into_no_tunnel_that_is_there_already_either_E04(world: str) -> None:
+    headers = [("Proxy-Authorization", "0wn-s3cr3t")]
+    asks = [Ask("https://a.test/"), Ask("https://a.test/", headers=headers)]
+    played = play(world, [TUNNEL], *asks, proxy=Proxy(HTTP_PROXY))
+    assert isinstance(played.outcomes[1], LocalProtocolError)
+    assert b"0wn-s3cr3t" not in played.connection.written
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)

@@ -11,7 +11,7 @@ from lamina_interfaces import ConcurrencyError, LaminaError, PoolClosed, ReadErr
 
 from ._models import ResponseStateError
 from ._releasing import ReleaseReason
-from ._trace import Tracer, nothing
+from ._trace import nothing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ._io import Exchange
     from ._models import Request
     from ._pool import Claim, Pool
+    from ._trace import Tracer
 
 
 class ResponseBody:
@@ -69,7 +70,7 @@ class ResponseBody:
         self._request = request
         self._timeout = timeout
         self._switched = switched
-        self._trace = Tracer.of(request, connection.trace_name)
+        self._trace = connection.trace
         self._is_traced = False
         self._now = pool._now  # kept: the pool may move to another event loop, whose clock is another
         self.opened_at = self._now()
@@ -115,7 +116,7 @@ class ResponseBody:
                 self._pool.tell_at_end(self._record)
 
     def take_whole(self) -> bytes:
-        """All bytes, if they have come with the head, as most bodies do; otherwise `b""`: then `receive_whole` has them.
+        """All bytes, if they have come with the head, as most have; otherwise `b""`, and `receive_whole` has them.
 
         Never waits, so that it does without a coroutine.
         """

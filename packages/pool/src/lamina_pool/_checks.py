@@ -16,6 +16,9 @@ Rules, and where each comes from:
   11.2).
 - A body whose length is known has the length that it declares.
 
+Most heads are beyond doubt by the patterns of `_http11_fast.py`, which are stricter than these rules and write the head
+for HTTP/1.1 in the same pass. The rules themselves are gone through for the rest; the tests hold the one to the other.
+
 Error messages name a header, and show no value but of those that frame the message: it may be a credential,
 and errors end up in logs.
 """
@@ -24,6 +27,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from lamina_interfaces import (
@@ -35,8 +39,8 @@ from lamina_interfaces import (
     check_seconds,
 )
 
-from ._http11_fast import known_lines
-from ._models import ByteStream, Request, enforce_headers
+from ._http11_fast import CHUNKED, KNOWN_NAMES, REQUEST_NAMES, header_block, is_host, request_line
+from ._models import EMPTY, ByteStream, Request, enforce_headers
 from ._urls import check_host, enforce_url, host_header
 
 if TYPE_CHECKING:
@@ -51,32 +55,13 @@ _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _is_token = re.compile(_TOKEN).fullmatch
 _is_target = re.compile(rb"[!-~]+").fullmatch
 _is_value = re.compile(rb"(?:[!-~\x80-\xff](?:[\t -~\x80-\xff]*[!-~\x80-\xff])?)?").fullmatch
-# RFC 3986, section 3.2.2 and 3.2.3: a name or a bracketed address, and a port. May be empty (RFC 9110,
-# section 7.2).
-_is_host = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z\-._~%!$&'()*+,;=]*)(?::[0-9]*)?").fullmatch
 # More than 20 digits is more than 2**64 bytes.
 _is_length = re.compile(rb"[0-9]{1,20}").fullmatch
 
 _SCHEMES = frozenset({b"http", b"https", b"ws", b"wss"})
 _IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})  # RFC 9110, section 9.2.2
+_name_of = itemgetter(0)
 _TIMEOUT_KEYS = frozenset({"connect", "read", "write", "pool"})
-
-# The names that nearly every request carries, in the two spellings that clients use: a look-up in place of a
-# pattern and a conversion. Anything else takes the long way, with the same result.
-_KNOWN_NAMES: dict[bytes, bytes] = {
-    spelling: name.lower()
-    for name in (
-        b"Accept", b"Accept-Encoding", b"Accept-Language", b"Authorization", b"Cache-Control", b"Connection",
-        b"Content-Encoding", b"Content-Length", b"Content-Type", b"Cookie", b"Date", b"Expect", b"Host",
-        b"If-Modified-Since", b"If-None-Match", b"Origin", b"Pragma", b"Proxy-Authorization", b"Range", b"Referer",
-        b"TE", b"Traceparent", b"Transfer-Encoding", b"Upgrade", b"User-Agent", b"X-Request-Id",
-    )
-    for spelling in (name, name.lower())
-}  # fmt: skip
-# The names that say something to the connection.
-_FRAMING_NAMES = frozenset(
-    {b"connection", b"content-length", b"expect", b"host", b"transfer-encoding", b"upgrade"}
-)
 
 
 class RequestFraming(NamedTuple):
@@ -95,6 +80,8 @@ class RequestFraming(NamedTuple):
         is_connect: it is a CONNECT request, whose success makes the connection a tunnel.
         wants_close: it says `Connection: close`.
         wants_keep_alive: it says `Connection: keep-alive`.
+        written: where it is beyond doubt, its head as HTTP/1.1 sends it, and the length of the body that follows
+            (`CHUNKED`, or bytes). `None` for anything else, and wherever `target` or `headers` were changed since.
     """
 
     method: bytes
@@ -109,6 +96,7 @@ class RequestFraming(NamedTuple):
     is_connect: bool
     wants_close: bool
     wants_keep_alive: bool
+    written: tuple[bytes, int] | None = None
 
 
 def check_request(request: Request, *, blocking: bool = True) -> RequestFraming:
@@ -131,65 +119,74 @@ def check_request(request: Request, *, blocking: bool = True) -> RequestFraming:
         raise InvalidURL("the URL names no host")
     method = request.method
     target = url.target
+    written = None
+    is_upgrade = wants_close = False
     try:
         # A copy, so that nobody can change it between here and the writing.
-        headers = list(request.headers)
-        if not _is_token(method):
-            raise LocalProtocolError(f"illegal method {method!r}: it must be a token")
-        if not _is_target(target):
-            raise LocalProtocolError("illegal target: it must be visible ASCII characters, and at least one")
-        length, is_chunked, expects_continue, is_upgrade, connection = _check_headers(headers)
+        fields = tuple(request.headers)
+        line = request_line(method, target)
+        block = None if line is None else header_block(fields)
+        if line is not None and block is not None:
+            _, data, length, wants_keep_alive, expects_continue = block
+            written = line + data, length or 0
+        else:
+            if not _is_token(method):
+                raise LocalProtocolError(f"illegal method {method!r}: it must be a token")
+            if not _is_target(target):
+                raise LocalProtocolError(
+                    "illegal target: it must be visible ASCII characters, and at least one"
+                )
+            length, expects_continue, is_upgrade, connection = _check_headers(fields)
+            wants_close, wants_keep_alive = b"close" in connection, b"keep-alive" in connection
     except (TypeError, ValueError, BytesWarning) as error:  # the last with `python -bb`
         if isinstance(error, LocalProtocolError):
             raise
         # A pattern for bytes was given something else, or a header was no pair.
         raise _wrong_type(request) from None
     stream = request.stream
-    body: Body = "chunked" if is_chunked else "none" if length is None else "length"
+    body: Body = "none" if length is None else "chunked" if length == CHUNKED else "length"
     is_replayable = type(stream) is ByteStream
-    if is_replayable:
-        _check_whole_body(stream, body, length)  # type: ignore[arg-type] # the line above says that it is one
-    else:
+    if not is_replayable:
         _check_body_stream(stream, blocking)
-        is_replayable = body == "none" or length == 0 or isinstance(stream, (list, tuple))
+        is_replayable = not length or isinstance(stream, (list, tuple))
+    elif stream is not EMPTY or length is not None:
+        _check_whole_body(stream, body, length)  # type: ignore[arg-type] # it is one, says the first of these lines
     extensions = request.extensions
     if extensions:
         _check_extensions(extensions)
     return RequestFraming(
         method,
         target,
-        headers,
+        list(fields),
         body,
-        length or 0,
-        expects_continue and (is_chunked or bool(length)),
+        length if length is not None and body == "length" else 0,
+        expects_continue and bool(length),
         method in _IDEMPOTENT,
         is_replayable,
         is_upgrade,
         method == b"CONNECT",
-        b"close" in connection,
-        b"keep-alive" in connection,
+        wants_close,
+        wants_keep_alive,
+        written,
     )
 
 
 def _check_headers(
-    headers: list[Header],
-) -> tuple[int | None, bool, bool, bool, frozenset[bytes] | tuple[()]]:
+    fields: tuple[Header, ...],
+) -> tuple[int | None, bool, bool, frozenset[bytes] | tuple[()]]:
     """Check every name and value. A wrong type comes out as a `TypeError` or `ValueError` of Python's own.
 
     Returns:
-        What they say to the connection: Content-Length, if it is there; whether the body is chunked, waits for 100,
+        What they say to the connection: Content-Length, if it is there, or `CHUNKED`; whether the body waits for 100,
         and an Upgrade is asked for; and the members of Connection.
     """
     length: int | None = None
     is_chunked = expects_continue = is_upgrade = has_host = False
     connection: frozenset[bytes] | tuple[()] = ()
-    for field in headers:
-        if type(field) is tuple and field in known_lines:
-            continue  # it was found to be in order before, and says nothing to the connection
-        name, value = field
+    for name, value in fields:
         if not (isinstance(name, bytes) and isinstance(value, bytes)):
             raise TypeError  # above all what can still be changed once it was checked
-        lowered = _KNOWN_NAMES.get(name)
+        lowered = KNOWN_NAMES.get(name)
         if lowered is None:
             if not _is_token(name):
                 raise LocalProtocolError(f"illegal header name {name!r}: it must be a token")
@@ -198,12 +195,12 @@ def _check_headers(
             raise LocalProtocolError(
                 f"illegal value of header {name!r}: no control characters, and no white space at its ends"
             )
-        if lowered not in _FRAMING_NAMES:
+        if lowered not in REQUEST_NAMES:
             continue
         if lowered == b"host":
             if has_host:
                 raise LocalProtocolError("more than one Host header")
-            if not _is_host(value):
+            if not is_host(value):
                 raise LocalProtocolError("illegal Host header: it must be a host, with or without a port")
             has_host = True
         elif lowered == b"content-length":
@@ -228,7 +225,7 @@ def _check_headers(
         raise LocalProtocolError("the Host header is missing")
     if is_chunked and length is not None:
         raise LocalProtocolError("Content-Length and Transfer-Encoding exclude each other")
-    return length, is_chunked, expects_continue, is_upgrade, connection
+    return CHUNKED if is_chunked else length, expects_continue, is_upgrade, connection
 
 
 def _tokens(value: bytes) -> frozenset[bytes]:
@@ -301,7 +298,7 @@ def check_proxy_headers(headers: list[Header]) -> None:
         if lowered == b"host":
             if has_host:
                 raise LocalProtocolError("more than one Host among the proxy headers")
-            if not _is_host(value):
+            if not is_host(value):
                 raise LocalProtocolError(
                     "illegal Host among the proxy headers: it must be a host, with or without a port"
                 )
@@ -413,7 +410,7 @@ def default_headers(headers: list[Header], *, url: URL, content: ContentTypes) -
     Returns:
         The same list if nothing was missing, otherwise a new one.
     """
-    names = {name.lower() for name, _ in headers}
+    names = {*map(bytes.lower, map(_name_of, headers))} if headers else ()
     if b"host" not in names:
         headers = [(b"Host", host_header(url)), *headers]
     if content is not None and b"content-length" not in names and b"transfer-encoding" not in names:

@@ -100,6 +100,7 @@ class HTTP11Connection:
         trailers: the fields behind the body of the last response, once it has been read to its end.
         bytes_sent: bytes of the present request that the system has taken for certain.
         bytes_offered: the same, with those of a write that failed, any part of which may have been taken.
+        trace: who is told of the present request step by step.
         facts: for the pool, which sets it.
         on_sent: called when all of a request was sent, before its answer has come; the pool sets it, too.
     """
@@ -114,6 +115,7 @@ class HTTP11Connection:
     def __init__(self, stream: Stream, runtime: Runtime, *, leading: bytes = b"") -> None:
         self.stream = stream
         self._leading = leading
+        self.trace: Tracer | None = None
         self.trailers: Headers = []
         self.bytes_sent = 0
         self.bytes_offered = 0
@@ -160,10 +162,10 @@ class HTTP11Connection:
         self._early = None
         self._first_piece = b""
         self._has_ended = False
-        head = session.send_head(framing.method, framing.target, framing.headers)
+        head = session.send_head(framing.method, framing.target, framing.headers, framing.written)
         self._is_reused = session.exchanges > 1
         try:
-            trace = Tracer.of(request, self.trace_name)
+            self.trace = trace = Tracer.of(request, self.trace_name)
             if trace is not None:
                 return await self._exchange_told(trace, request, head, framing, body, timeouts)
             answer = await self._send(head, framing, body, timeouts)
@@ -392,13 +394,13 @@ class HTTP11Connection:
     async def _receive_head(self, timeout: float | None) -> ResponseHead:
         session = self._session
         if not session.has_answer_begun:
-            await self._fill(timeout)
+            session.receive(await self._read(timeout))
         while True:
             event = session.next_event()
             if type(event) is ResponseHead:
                 return event
             if event is None:
-                await self._fill(timeout)
+                session.receive(await self._read(timeout))
 
     async def _receive_head_within(self, limit: Limit) -> ResponseHead:
         while True:
@@ -417,10 +419,20 @@ class HTTP11Connection:
             RemoteProtocolError: the body is cut off or not framed as it should be.
             ReadError, ReadTimeout, DeadlineExceeded: as the stream raised it.
         """
+        session = self._session
         while True:
-            if not self._pieces and (data := self._session.take_body()):
-                self._has_ended = self._session.take_end()
-                return data
+            if not self._pieces:
+                data = session.take_body()
+                if not data and (missing := session.missing):
+                    # What comes now is the body, up to what is missing: the session only has to count it.
+                    data = await self._read(timeout)
+                    if not 0 < len(data) <= missing:
+                        session.receive(data)
+                        continue
+                    session.skip_body(len(data))
+                if data:
+                    self._has_ended = session.take_end()
+                    return data
             self._collect()
             if self._pieces:
                 pieces, self._pieces, self._held = self._pieces, [], 0
@@ -495,6 +507,9 @@ class HTTP11Connection:
             ) from error
 
     async def _fill(self, timeout: float | None) -> None:
+        self._session.receive(await self._read(timeout))
+
+    async def _read(self, timeout: float | None) -> bytes:
         if self._leading:
             data, self._leading = self._leading, b""
         else:
@@ -503,7 +518,7 @@ class HTTP11Connection:
                 self._read_size *= 2
         if not data:
             self._check_end()
-        self._session.receive(data)
+        return data
 
     def _check_end(self) -> None:
         """Some streams read our own closing, by another thread, as the peer's orderly end."""
@@ -566,6 +581,7 @@ class HTTP11Connection:
         if self._is_aborted or self._has_write_failed or not self._session.is_reusable:
             return False
         self._session.start_next()
+        self.trace = None
         return True
 
     @property

@@ -32,7 +32,7 @@ class StreamFace(Generic[S]):
         self.public: Any = stream
         self.is_watchful = hasattr(stream, "write_until_readable")
         self.is_prompt = hasattr(stream, "write_now")
-        self.is_direct = hasattr(stream, "read_into")
+        self.is_direct = reads_directly(stream)
 
     @property
     def has_unsent(self) -> bool:
@@ -48,6 +48,20 @@ class StreamFace(Generic[S]):
             return self.public.get_extra_info(info)
         except Exception:  # noqa: BLE001 - a custom stream without the method, or with one that breaks its contract
             return None
+
+
+def reads_directly(stream: object) -> bool:
+    """Whether a stream has `read_into`, and nobody has put a `read` of his own before it that would be passed by.
+
+    Whoever records, counts or limits what is read does so in a class derived from ours, or in a wrapper that passes on
+    all that it does not know.
+    """
+    for kind in type(stream).__mro__:
+        if "read_into" in vars(kind):
+            return True
+        if "read" in vars(kind):
+            return False
+    return hasattr(stream, "read_into")
 
 
 def pieces_of(buffer: BytesLike) -> Iterator[tuple[int, bytes]]:

@@ -118,13 +118,21 @@ class HTTP11Session:
 
     # --- sending -------------------------------------------------------------------------------------------
 
-    def send_head(self, method: bytes, target: bytes, headers: Headers) -> bytes:
+    def send_head(
+        self, method: bytes, target: bytes, headers: Headers, written: tuple[bytes, int] | None = None
+    ) -> bytes:
         """Begin a request; the bytes of its head.
+
+        Args:
+            method: as it is sent.
+            target: as it is sent.
+            headers: as they are sent.
+            written: what `write_head` makes of these, if somebody has called it.
 
         Raises:
             LocalProtocolError: it is not valid, or the connection is not ready for a request.
         """
-        plain = write_head(method, target, headers) if self._progress == _UNSENT else None
+        plain = (written or write_head(method, target, headers)) if self._progress == _UNSENT else None
         if plain is None or self._judge is not None:
             data = self._judged().send_head(method, target, headers)
         else:

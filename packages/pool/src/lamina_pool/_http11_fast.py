@@ -17,7 +17,9 @@ should check, and the differential tests do: **what is taken here, h11 takes, an
 No pattern can backtrack: each repetition is possessive, and what follows it is a character that it cannot take.
 
 A head that is sent is checked piece by piece, before it is joined: in a joined text a value with a line break in it
-looks like two fields.
+looks like two fields. Most programs send few different lists of fields, each many times: what was found out about a
+list is remembered, and its bytes with it. Only
+plain tuples of plain bytes are looked up, which cannot be changed, and are equal to nothing but what is the same.
 """
 
 from __future__ import annotations
@@ -48,26 +50,34 @@ MAX_KNOWN_LINES = 256
 MAX_KNOWN_LINE = 256
 """The longest line that is remembered, in bytes."""
 
+MAX_KNOWN_BLOCKS = 64
+"""How many lists of fields are remembered. A program has a few for each server that it speaks with."""
+
+MAX_KNOWN_BLOCK = 4 * 1024
+"""The longest list that is remembered, in bytes as it is sent."""
+
+MAX_LENGTH_DIGITS = 19
+"""The longest Content-Length that is taken here."""
+
 # RFC 9110, section 5.6.2.
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 # RFC 9110, section 5.5, without tabs. Behind it stands `_NO_BLANK`.
 _VALUE = rb"(?:[!-~\x80-\xff][ -~\x80-\xff]*+)?+"
 _NO_BLANK = rb"(?<! )"
 
-_is_request_line = re.compile(_TOKEN + rb" [!-~]++ HTTP/1\.1\r\n").fullmatch
+_is_request_line = re.compile(rb"(?!CONNECT )" + _TOKEN + rb" [!-~]++ HTTP/1\.1\r\n").fullmatch
 _is_name = re.compile(_TOKEN).fullmatch
 _is_value = re.compile(_VALUE + _NO_BLANK).fullmatch
 _match_status_line = re.compile(rb"HTTP/1\.1 ([2-9][0-9][0-9]) ([ -~\x80-\xff]*+)\r\n").match
-# What is no field is found as a pair of nothings, with all that is behind it: there are no gaps, so that each field
-# begins where the one before it ended, and no byte is looked at again as the beginning of another.
+# What is no field is found as a pair of nothings, the last, with all that is behind it: there are no gaps, so that each
+# field begins where the one before it ended, and no byte is looked at again as the beginning of another.
 _find_fields = re.compile(
     b"(" + _TOKEN + b"): ?+(" + _VALUE + b")" + _NO_BLANK + rb"\r\n|[\x00-\xff]++"
 ).findall
 _START = b"HTTP/1.1 "
-_NO_FIELD = (b"", b"")
+_OK = b"HTTP/1.1 200 OK\r\n"
 # For what has no CRLF CRLF: h11 would take the head to end here. From an offset on.
 has_odd_end = re.compile(rb"\n\r?\n").search
-_is_length = re.compile(rb"[0-9]{1,19}").fullmatch
 _match_first_size = re.compile(rb"([0-9A-Fa-f]{1,16}+)\r\n").match
 _match_next_size = re.compile(rb"\r\n([0-9A-Fa-f]{1,16}+)\r\n").match
 # What could become one of these, or the end of the body behind a size of nothing.
@@ -75,14 +85,72 @@ _PART_OF_SIZE = rb"(?:[0-9A-Fa-f]{1,16}+(?:\r(?:\n\r?+)?+)?+)?+"
 _is_part_of_first_size = re.compile(_PART_OF_SIZE).fullmatch
 _is_part_of_next_size = re.compile(rb"\r(?:\n" + _PART_OF_SIZE + rb")?+").fullmatch
 
-# Names and values whose line has been checked, with the line; `_checks.py` looks here, too. So what says something to
-# the connection is left out, and what may be a secret by its name. With `clear` in place of an order of use there is
-# nothing that two threads could get wrong.
-known_lines: dict[tuple[bytes, bytes], bytes] = {}
+# RFC 3986, sections 3.2.2 and 3.2.3: a name or a bracketed address, and a port. May be empty (RFC 9110, section 7.2).
+is_host = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z\-._~%!$&'()*+,;=]*)(?::[0-9]*)?").fullmatch
+
+# The names that nearly every request carries, in the two spellings that clients use: a look-up in place of a pattern
+# and a conversion. Anything else takes the long way, with the same result.
+KNOWN_NAMES: dict[bytes, bytes] = {
+    spelling: name.lower()
+    for name in (
+        b"Accept", b"Accept-Encoding", b"Accept-Language", b"Authorization", b"Cache-Control", b"Connection",
+        b"Content-Encoding", b"Content-Length", b"Content-Type", b"Cookie", b"Date", b"Expect", b"Host",
+        b"If-Modified-Since", b"If-None-Match", b"Origin", b"Pragma", b"Proxy-Authorization", b"Range", b"Referer",
+        b"TE", b"Traceparent", b"Transfer-Encoding", b"Upgrade", b"User-Agent", b"X-Request-Id",
+    )
+    for spelling in (name, name.lower())
+}  # fmt: skip
+# The same of answers: names that say nothing to the connection.
+_SILENT_NAMES = frozenset(
+    spelling
+    for name in (
+        b"Accept-Ranges", b"Access-Control-Allow-Credentials", b"Access-Control-Allow-Origin",
+        b"Access-Control-Expose-Headers", b"Age", b"Alt-Svc", b"Cache-Control", b"CF-Cache-Status", b"CF-Ray",
+        b"Content-Disposition", b"Content-Encoding", b"Content-Language", b"Content-Security-Policy",
+        b"Content-Type", b"Date", b"ETag", b"Expires", b"Last-Modified", b"Location", b"P3P", b"Pragma",
+        b"Referrer-Policy", b"Server", b"Set-Cookie", b"Strict-Transport-Security", b"Vary", b"Via", b"X-Cache",
+        b"X-Content-Type-Options", b"X-Frame-Options", b"X-Powered-By", b"X-Request-Id", b"X-XSS-Protection",
+    )
+    for spelling in (name, name.lower())
+)  # fmt: skip
+
 # The names that say something to the connection, in a request and in an answer.
-_REQUEST_NAMES = frozenset({b"connection", b"content-length", b"host", b"transfer-encoding", b"upgrade"})
-_ANSWER_NAMES = frozenset({b"connection", b"content-length", b"keep-alive", b"transfer-encoding"})
-_is_not_kept = re.compile(rb"^expect$|auth|cookie|credential|key|pass|secret|session|sign|token").search
+REQUEST_NAMES = frozenset(
+    {b"connection", b"content-length", b"expect", b"host", b"transfer-encoding", b"upgrade"}
+)
+_ANSWER_NAMES = {
+    spelling: name.lower()
+    for name in (b"Connection", b"Content-Length", b"Keep-Alive", b"Transfer-Encoding")
+    for spelling in (name, name.lower())
+}
+_SECRET_NAMES = frozenset({b"authorization", b"cookie", b"proxy-authorization"})
+_is_secret = re.compile(rb"auth|cookie|credential|key|pass|secret|session|sign|token").search
+
+
+class HeaderBlock(NamedTuple):
+    """The fields of a request, and what they mean for the connection.
+
+    Attributes:
+        fields: pairs of plain bytes, as they were given.
+        data: as HTTP/1.1 sends them: Host first, and up to the empty line behind them.
+        length: of the body that follows, in bytes, or `CHUNKED`; `None` where none is declared.
+        wants_keep_alive: they say `Connection: keep-alive`.
+        expects_continue: they say `Expect: 100-continue`.
+    """
+
+    fields: tuple[tuple[bytes, bytes], ...]
+    data: bytes
+    length: int | None
+    wants_keep_alive: bool
+    expects_continue: bool
+
+
+# Fields whose line has been checked, with the line: none that says something to the connection, and none that may be a
+# secret by its name. With `clear` in place of an order of use there is nothing that two threads could get wrong.
+known_lines: dict[tuple[bytes, bytes], bytes] = {}
+# Whole lists of such fields, of Host and of Connection. What is new in each request, as a request's number, gets here
+# as little as a secret: the lines must have been known before.
+known_blocks: dict[tuple[tuple[bytes, bytes], ...], HeaderBlock] = {}
 
 
 def may_be_plain(data: bytes) -> bool:
@@ -96,74 +164,101 @@ def write_head(method: bytes, target: bytes, headers: Headers) -> tuple[bytes, i
     Returns:
         The head, and the length of the body that follows it (`CHUNKED`, or bytes). `None`: ask the judge.
     """
+    line = request_line(method, target)
+    if line is None:
+        return None
+    block = header_block(tuple(headers))
+    if block is None:
+        return None
+    return line + block.data, block.length or 0
+
+
+def request_line(method: bytes, target: bytes) -> bytes | None:
+    """The first line of a head. `None`: ask the judge."""
     try:
-        start = b"%b %b HTTP/1.1\r\n" % (method, target)
-        if start.startswith(b"CONNECT ") or not _is_request_line(start):
-            return None
-        lines = [start, b""]  # the second is for Host: RFC 9112, section 3.2
-        length: int | None = None
-        for field in headers:
-            # Only of a plain tuple is it certain that it is what it was, and is iterated over as it is compared.
-            line = known_lines.get(field) if type(field) is tuple else None
-            if line is None:
-                line = _checked_line(field)
-                if line is None:
+        line = b"%b %b HTTP/1.1\r\n" % (method, target)
+    except TypeError:  # no bytes, nor like them
+        return None
+    return line if _is_request_line(line) else None
+
+
+def header_block(fields: tuple[tuple[bytes, bytes], ...]) -> HeaderBlock | None:
+    """What there is to know about the fields of a request. `None`: ask the judge."""
+    try:
+        for field in fields:
+            name, value = field
+            # Only of these is it certain that they stay what they are, and are what they are equal to.
+            if type(name) is not bytes or type(value) is not bytes or type(field) is not tuple:
+                return None
+    except (TypeError, ValueError):
+        return None  # no pair
+    block = known_blocks.get(fields)
+    return _checked_block(fields) if block is None else block
+
+
+def _checked_block(fields: tuple[tuple[bytes, bytes], ...]) -> HeaderBlock | None:
+    lines = [b""]  # for Host: RFC 9112, section 3.2
+    length: int | None = None
+    wants_keep_alive = expects_continue = False
+    is_kept = True
+    for field in fields:
+        line = known_lines.get(field)
+        if line is None:
+            name, value = field
+            lowered = KNOWN_NAMES.get(name)
+            if lowered is None:
+                if not _is_name(name):
                     return None
-                lowered = field[0].lower()
-                if lowered in _REQUEST_NAMES:
-                    value = field[1]
-                    if lowered == b"host" and not lines[1]:
-                        lines[1] = line
-                        continue
-                    if lowered == b"content-length" and length is None and _is_length(value):
-                        length = int(value)
-                    elif lowered == b"transfer-encoding" and length is None and value == b"chunked":
-                        length = CHUNKED
-                    elif lowered != b"connection" or value.lower() != b"keep-alive":
-                        return None
-                elif len(line) <= MAX_KNOWN_LINE and not _is_not_kept(lowered):
-                    _remember(field, line)
-            lines.append(line)
-    except (TypeError, ValueError, BytesWarning):  # the last with `python -bb`
-        return None  # something is no bytes, or no pair
-    if not lines[1]:
+                lowered = name.lower()
+            line = b"%b: %b\r\n" % field
+            if lowered == b"host":
+                if lines[0] or not is_host(value):
+                    return None
+                lines[0] = line
+                continue
+            if not _is_value(value):
+                return None
+            if lowered not in REQUEST_NAMES:
+                if len(line) <= MAX_KNOWN_LINE and lowered not in _SECRET_NAMES and not _is_secret(lowered):
+                    if len(known_lines) >= MAX_KNOWN_LINES:
+                        known_lines.clear()
+                    known_lines[field] = line
+                is_kept = False
+            elif lowered == b"connection":
+                if value.lower() != b"keep-alive":
+                    return None
+                wants_keep_alive = True
+            elif lowered == b"expect":
+                if value.lower() != b"100-continue":
+                    return None
+                expects_continue = True
+                is_kept = False
+            else:
+                if length is not None:
+                    return None
+                if lowered == b"content-length" and value.isdigit() and len(value) <= MAX_LENGTH_DIGITS:
+                    length = int(value)
+                elif lowered == b"transfer-encoding" and value == b"chunked":
+                    length = CHUNKED
+                else:
+                    return None
+                is_kept = False
+        lines.append(line)
+    if not lines[0]:
         return None
     lines.append(b"\r\n")
-    return b"".join(lines), length or 0
+    data = b"".join(lines)
+    block = HeaderBlock(fields, data, length, wants_keep_alive, expects_continue)
+    if is_kept and len(data) <= MAX_KNOWN_BLOCK:
+        if len(known_blocks) >= MAX_KNOWN_BLOCKS:
+            known_blocks.clear()
+        known_blocks[fields] = block
+    return block
 
 
-def _checked_line(field: tuple[bytes, bytes]) -> bytes | None:
-    if type(field) is not tuple:
-        return None
-    name, value = field
-    if type(name) is bytes is type(value) and _is_name(name) and _is_value(value):
-        return b"%b: %b\r\n" % (name, value)
-    return None
-
-
-def _remember(field: tuple[bytes, bytes], line: bytes) -> None:
-    if len(known_lines) >= MAX_KNOWN_LINES:
-        known_lines.clear()
-    known_lines[field] = line
-
-
-class PlainHead(NamedTuple):
-    """The head of an answer, and what it means for the connection.
-
-    Attributes:
-        head: as it is told.
-        length: of the body, in bytes, or `CHUNKED`.
-        keeps_alive: whether the server means to keep the connection.
-        keep_alive_timeout: for how many seconds, if it says so.
-    """
-
-    head: ResponseHead
-    length: int
-    keeps_alive: bool
-    keep_alive_timeout: int | None
-
-
-def read_head(data: bytes, end: int, is_head_request: bool) -> PlainHead | None:
+def read_head(
+    data: bytes, end: int, is_head_request: bool
+) -> tuple[ResponseHead, int, bool, int | None] | None:
     """Read the head of an answer.
 
     Args:
@@ -172,23 +267,31 @@ def read_head(data: bytes, end: int, is_head_request: bool) -> PlainHead | None:
         is_head_request: whether it answers a HEAD, and so has no body.
 
     Returns:
-        The head; `None`: ask the judge.
+        The head as it is told; the length of the body, in bytes, or `CHUNKED`; whether the server means to keep the
+        connection, and for how many seconds, if it says so. `None`: ask the judge.
     """
-    start = _match_status_line(data)
-    if start is None or end > MAX_PLAIN_HEAD or (end > MAX_BLANKS and data.find(b"  ", 0, end) >= 0):
+    if data.startswith(_OK):
+        status, reason, at = 200, b"OK", len(_OK)
+    else:
+        start = _match_status_line(data)
+        if start is None:
+            return None
+        status, reason, at = int(start[1]), start[2], start.end()
+    if end > MAX_PLAIN_HEAD or (end > MAX_BLANKS and data.find(b"  ", 0, end) >= 0):
         return None
-    fields = _find_fields(data, start.end(), end + 2)
-    if _NO_FIELD in fields or len(fields) > MAX_FIELDS:
+    fields = _find_fields(data, at, end + 2)
+    if (fields and not fields[-1][0]) or len(fields) > MAX_FIELDS:
         return None
     length = timeout = None
     keeps_alive = True
-    has_connection = False
     for name, value in fields:
-        lowered = name.lower()
-        if lowered not in _ANSWER_NAMES:
+        if name in _SILENT_NAMES:
+            continue
+        lowered = _ANSWER_NAMES.get(name) or _ANSWER_NAMES.get(name.lower())
+        if lowered is None:
             continue
         if lowered == b"content-length":
-            if length is not None or not _is_length(value):
+            if length is not None or not value.isdigit() or len(value) > MAX_LENGTH_DIGITS:
                 return None
             length = int(value)
         elif lowered == b"transfer-encoding":
@@ -197,14 +300,13 @@ def read_head(data: bytes, end: int, is_head_request: bool) -> PlainHead | None:
             length = CHUNKED
         elif lowered == b"connection":
             option = value.lower()
-            if has_connection or option not in (b"keep-alive", b"close"):
+            if option == b"close":
+                keeps_alive = False
+            elif option != b"keep-alive":  # which goes without saying
                 return None
-            has_connection = True
-            keeps_alive = option == b"keep-alive"
         elif lowered == b"keep-alive":
             found = keep_alive_timeout(value)
             timeout = timeout if found is None else found
-    status = int(start[1])
     if status in (204, 304) or is_head_request:
         # RFC 9110, section 8.6: with 204 there must be no length. The judge knows what a server means by one.
         if status == 204 and length is not None:
@@ -212,7 +314,7 @@ def read_head(data: bytes, end: int, is_head_request: bool) -> PlainHead | None:
         length = 0
     elif length is None:
         return None  # delimited by the end of the connection
-    return PlainHead(ResponseHead(b"HTTP/1.1", status, start[2], fields, False), length, keeps_alive, timeout)
+    return ResponseHead(b"HTTP/1.1", status, reason, fields, False), length, keeps_alive, timeout
 
 
 class PlainChunks(NamedTuple):

@@ -44,6 +44,7 @@ class HTTP2Exchange:
         waits_since: when it began to wait for what it waited for last.
         is_sending: whether it has more to send than could be sent so far.
         bytes_sent: bytes of the request's body that were handed over, and 1 for its head.
+        trace: who is told of the request step by step.
         on_sent: called when all of the request was sent, before its answer has come; the pool sets it.
     """
 
@@ -55,6 +56,7 @@ class HTTP2Exchange:
         self.waits_since = float("inf")
         self.is_sending = False
         self.bytes_sent = 0
+        self.trace: Tracer | None = None
         self._connection = connection
         self._stream: HTTP2Stream | None = None
         self._is_first = True
@@ -105,7 +107,7 @@ class HTTP2Exchange:
             raise LocalProtocolError(
                 "the server speaks HTTP/2, which knows neither upgrades nor a CONNECT that takes the whole connection"
             )
-        trace = Tracer.of(request, self.trace_name)
+        self.trace = trace = Tracer.of(request, self.trace_name)
         try:
             return await self._exchange(request, framing, body, timeouts, trace)
         except BaseException:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ._http11 import Headers, ResponseHead
     from ._info import ConnectionFacts
     from ._models import Request
+    from ._trace import Tracer
 
 
 END = object()
@@ -139,6 +140,9 @@ class Exchange(Protocol):
 
     on_sent: Callable[[], None] | None
     """Called when all of the request was sent, if that is so before the answer has come."""
+
+    trace: Tracer | None
+    """Who is told of the request step by step, once that has begun."""
 
     @property
     def trailers(self) -> Headers:

@@ -482,7 +482,7 @@ def enforce_stream(value: ContentTypes, name: str) -> Iterable[bytes] | AsyncIte
         ArgumentTypeError: it cannot be one: text, a number, a mapping.
     """
     if value is None:
-        return _EMPTY
+        return EMPTY
     if isinstance(value, (bytes, bytearray, memoryview)):
         return ByteStream(value if isinstance(value, bytes) else bytes(value))
     if isinstance(value, (str, Mapping)) or not (hasattr(value, "__iter__") or hasattr(value, "__aiter__")):
@@ -493,7 +493,7 @@ def enforce_stream(value: ContentTypes, name: str) -> Iterable[bytes] | AsyncIte
 
 
 # Immutable, and the body of most requests.
-_EMPTY = ByteStream(b"")
+EMPTY = ByteStream(b"")
 
 
 def _enforce_extensions(value: Extensions | None) -> Extensions:

@@ -195,10 +195,10 @@ def forwarded(proxy: ProxySettings, url: URL, framing: RequestFraming) -> Reques
     # RFC 9112, section 3.2.4: what was `OPTIONS *` has no path.
     target = b"%b://%b%b" % (url.scheme, host_header(url), b"" if url.target == b"*" else url.target)
     if not proxy.headers:
-        return framing._replace(target=target)
+        return framing._replace(target=target, written=None)
     own = {name.lower() for name, _ in framing.headers}
     added = [header for header in proxy.headers if header[0].lower() not in own]
-    return framing._replace(target=target, headers=[*added, *framing.headers])
+    return framing._replace(target=target, headers=[*added, *framing.headers], written=None)
 
 
 # --- CONNECT -----------------------------------------------------------------------------------------------

@@ -40,13 +40,14 @@ MAX_PORT = 65535
 # In characters.
 MAX_KNOWN_URL = 256
 
-# RFC 3986, appendix B, with a scheme that keeps to its own rule and an authority kept apart from a path.
+# RFC 3986, appendix B, with a scheme that keeps to its own rule and an authority kept apart from a path. Without what
+# `_unprintable` finds.
 _split = re.compile(
     r"(?:(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*):)?"
-    r"(?://(?P<authority>[^/?#]*))?"
-    r"(?P<path>[^?#]*)"
-    r"(?P<query>\?[^#]*)?"
-    r"(?:#.*)?",
+    r"(?://(?P<authority>[^/?#\x00-\x20\x7f]*))?"
+    r"(?P<path>[^?#\x00-\x20\x7f]*)"
+    r"(?P<query>\?[^#\x00-\x20\x7f]*)?"
+    r"(?:#[^\x00-\x20\x7f]*)?",
 ).fullmatch
 _unprintable = re.compile(r"[\x00-\x20\x7f]").search
 _host_and_port = re.compile(
@@ -130,13 +131,12 @@ class URL:
             )
 
     def _set(self, scheme: bytes, host: bytes, port: int | None, target: bytes) -> None:
-        # The instance refuses assignment, so its own goes past it.
-        assign = object.__setattr__
-        assign(self, "scheme", scheme)
-        assign(self, "host", host)
-        assign(self, "port", port)
-        assign(self, "target", target)
-        assign(self, "_origin", None)
+        # The instance refuses assignment, so its own goes past it, to the slots.
+        _set_scheme(self, scheme)
+        _set_host(self, host)
+        _set_port(self, port)
+        _set_target(self, target)
+        _set_origin(self, None)
 
     @property
     def origin(self) -> Origin:
@@ -147,13 +147,8 @@ class URL:
         """
         origin = self._origin
         if origin is None:
-            port = self.port or DEFAULT_PORTS.get(self.scheme)
-            if port is None:
-                raise UnsupportedProtocol(
-                    f"no port is known for the protocol {self.scheme.decode('ascii')!r}"
-                )
-            origin = Origin(self.scheme, self.host, port)
-            object.__setattr__(self, "_origin", origin)
+            origin = _origin(self.scheme, self.host, self.port)
+            _set_origin(self, origin)
         return origin
 
     def with_target(self, target: bytes | str) -> URL:
@@ -190,17 +185,33 @@ class URL:
         return f"URL(scheme={self.scheme!r}, host={self.host!r}, port={self.port!r}, target={self.target!r})"
 
 
+_set_scheme, _set_host, _set_port, _set_target, _set_origin = (
+    URL.__dict__[name].__set__ for name in ("scheme", "host", "port", "target", "_origin")
+)
+
+
+@lru_cache(maxsize=256)  # most programs talk to few servers
+def _origin(scheme: bytes, host: bytes, port: int | None) -> Origin:
+    port = port or DEFAULT_PORTS.get(scheme)
+    if port is None:
+        raise UnsupportedProtocol(f"no port is known for the protocol {scheme.decode('ascii')!r}")
+    return Origin(scheme, host, port)
+
+
 def _rebuild_url(scheme: bytes, host: bytes, port: int | None, target: bytes) -> URL:
     return URL(scheme=scheme, host=host, port=port, target=target)
 
 
 def host_header(url: URL) -> bytes:
     """The Host header for a URL (RFC 9110, section 7.2): no default port, no zone, IPv6 in brackets."""
-    host = url.host
+    return _host_header(url.scheme, url.host, url.port)
+
+
+@lru_cache(maxsize=256)
+def _host_header(scheme: bytes, host: bytes, port: int | None) -> bytes:
     if b":" in host:
         host = b"[%b]" % host.partition(b"%")[0]
-    port = url.port
-    if port is None or port == DEFAULT_PORTS.get(url.scheme):
+    if port is None or port == DEFAULT_PORTS.get(scheme):
         return host
     return b"%b:%d" % (host, port)
 
@@ -290,12 +301,12 @@ def _parse(url: bytes | str) -> tuple[bytes, bytes, int | None, bytes]:
         text = url
     else:
         raise ArgumentTypeError(f"url must be bytes or str, but got {type(url).__name__}.")
-    bad = _unprintable(text)
-    if bad is not None:
-        raise InvalidURL(f"the URL contains {bad.group()!r} at position {bad.start()}")
     parts = _split(text)
-    # With no line break left in it, every text matches: all parts may be empty.
-    assert parts is not None
+    if parts is None:
+        bad = _unprintable(text)
+        # All else matches: all parts may be empty.
+        assert bad is not None
+        raise InvalidURL(f"the URL contains {bad.group()!r} at position {bad.start()}")
     scheme_text, authority, path, query = parts.groups()
     scheme = (scheme_text or "").lower().encode("ascii")
     host, port = _parse_authority(authority or "")
