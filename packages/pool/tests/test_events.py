@@ -54,6 +54,7 @@ from lamina_pool import (
     _observing,
     _releasing,
 )
+from lamina_pool._scheduler import Waiter
 from pool_async_net import MemoryBackend, checkpoints, silent
 from pool_async_runs import VIRTUAL, Jobs, ask, deadline, loop_options, until
 from pool_helpers import EOF, HEAD, OK, RESET, Delay, Script, ScriptedBackend, response, use_clock
@@ -599,7 +600,7 @@ def test_a_listener_is_not_called_in_the_midst_of_another_pools_step(journal: Jo
             assert len(journal.events) == before
             return ()
 
-        other._pool._step(step)
+        other._pool._step_of(Waiter(None), step)
         read_all(other)  # whoever tells something next
         assert journal.story() == "started opened acquired sent head released:CLOSED_EARLY ended"
 

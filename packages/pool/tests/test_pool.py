@@ -7,7 +7,7 @@ import pickle
 import ssl
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -20,6 +20,7 @@ from lamina_interfaces import (
     DeadlineExceeded,
     LaminaError,
     Limit,
+    LocalProtocolError,
     NetworkBackend,
     NetworkBackendInterface,
     NetworkStreamInterface,
@@ -33,7 +34,8 @@ from lamina_interfaces import (
     close_deadline,
     open_deadline,
 )
-from lamina_pool import ConnectionPool, Origin, PooledConnection, PoolStats, Proxy
+from lamina_pool import ConnectionPool, Origin, PooledConnection, PoolStats, Proxy, Request
+from lamina_pool._checks import check_request
 from pool_loopback import (
     MemoryBackend,
     MemoryStream,
@@ -44,6 +46,9 @@ from pool_loopback import (
     until,
     wait_on,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 URL = "http://example.com/"
 
@@ -324,12 +329,51 @@ def test_the_connection_key_holds_the_name_of_the_certificate_C03(backend: Memor
     assert [len(stream.requests) for stream in backend.streams] == [2, 2, 1]
 
 
+def test_what_one_request_needs_of_its_connection_is_not_needed_by_the_next() -> None:
+    url = "https://a.example/"
+    upgrade = Request("GET", url, headers={"Host": "a.example", "Connection": "upgrade", "Upgrade": "x"})
+    plain, named = request_for(url), request_for(url, extensions={"sni_hostname": "b.example"})
+    connect = request_for(url, "CONNECT", extensions={"target": b"c.example:443"})
+    both = ("h2", "http/1.1")
+    table = [
+        (plain, None, both),
+        (upgrade, None, both[1:]),
+        (plain, None, both),
+        (named, "b.example", both),
+        (connect, None, both[1:]),
+        (plain, None, both),
+        (request_for("http://a.example/"), None, both[1:]),
+        (plain, None, both),
+    ]
+    for rows in (table, table[1:], table[3:], table[::-1]):
+        with ConnectionPool(http2=True) as pool:
+            for request, hostname, protocols in rows:
+                key, _ = pool._pool._route(request, check_request(request, blocking=True))
+                assert key == (request.url.origin, hostname, protocols, "direct")
+
+
 def test_origins_do_not_share_connections(backend: MemoryBackend) -> None:
     urls = ["http://a.example/", "http://b.example/", "http://a.example:81/", "http://A.example:80/"]
     with ConnectionPool(network_backend=backend) as pool:
         for url in urls:
             pool.request("GET", url)
     assert [call[1:3] for call in backend.calls] == [("a.example", 80), ("b.example", 80), ("a.example", 81)]
+
+
+def test_a_body_that_was_not_announced_is_an_error_and_is_closed(backend: MemoryBackend) -> None:
+    closed = threading.Event()
+
+    def pieces() -> Iterator[bytes]:
+        try:
+            yield b"body"
+        finally:
+            closed.set()
+
+    with ConnectionPool(network_backend=backend) as pool:
+        with pytest.raises(LocalProtocolError):
+            pool.handle_request(request_for(URL, "POST", content=pieces()))
+        assert closed.is_set()
+        assert pool.stats() == PoolStats(0, 0, 0, 0, 0, 0)
 
 
 # --- retries -----------------------------------------------------------------------------------------------

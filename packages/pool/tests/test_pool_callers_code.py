@@ -15,6 +15,7 @@ import tempfile
 import textwrap
 import threading
 import traceback
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,17 +65,21 @@ def half(stream: MemoryStream, head: bytes, body: bytes) -> None:
 
 
 class TellingLock:
-    """The pool's lock, which tells when it has just been taken."""
+    """The pool's lock, which tells when it has just been taken, or is just about to be let go."""
 
-    def __init__(self, lock: Any, tell: Callable[[], object]) -> None:
+    def __init__(self, lock: Any, tell: Callable[[], object], moment: str) -> None:
         self._lock = lock
         self._tell = tell
+        self._moment = moment
 
     def __enter__(self) -> None:
         self._lock.acquire()
-        self._tell()
+        if self._moment == "lock":
+            self._tell()
 
     def __exit__(self, *exc_info: object) -> None:
+        if self._moment == "unlock":
+            self._tell()
         self._lock.release()
 
     def _is_owned(self) -> bool:
@@ -82,8 +87,8 @@ class TellingLock:
         return is_owned
 
 
-MOMENTS = ["lock", "before", "after"]
-"""Just after the lock was taken, before the scheduler has done anything, and after it."""
+MOMENTS = ["lock", "before", "after", "unlock"]
+"""Just after the lock was taken, before the scheduler has done anything, after it, and when the step is over."""
 
 
 def interrupt(
@@ -97,8 +102,8 @@ def interrupt(
         if left:
             left.pop()()
 
-    if moment == "lock":
-        core._lock = TellingLock(core._lock, once)
+    if moment in {"lock", "unlock"}:
+        core._lock = TellingLock(core._lock, once, moment)
         return
     step = getattr(core._scheduler, event)
 
@@ -204,6 +209,54 @@ def test_a_handler_gives_a_response_back_in_the_midst_of_a_step(moment: str) -> 
     assert Worker(pool.request, "GET", f"{OTHER_URL}whole").result().content == b"whole"
     assert pool.stats() == PoolStats(1, 0, 1, 0, 0, 0)
     assert backend.live == 1
+    pool.close()
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_response_is_given_back_in_the_midst_of_the_last_step_of_a_request(moment: str) -> None:
+    pool = ConnectionPool(network_backend=MemoryBackend(half))
+    core = pool._pool
+    held = pool.handle_request(request_for(URL))
+    whole = pool.handle_request(request_for(f"{OTHER_URL}whole"))
+    interrupt(pool, moment, held.close, "release")
+    assert Worker(whole.read).result() == b"whole"
+    assert (core._scheduler.active, core._scheduler.idle) == (
+        0,
+        1,
+    )  # and not only when somebody uses the pool again
+    pool.close()
+
+
+def test_who_is_to_wait_and_is_served_in_the_same_step_sleeps_no_more() -> None:
+    pool = ConnectionPool(network_backend=MemoryBackend(), max_connections=1)
+    core = pool._pool
+    held = pool.handle_request(request_for(URL))
+    interrupt(pool, "after", held.read)
+    with pool.stream("GET", f"{URL}mine") as got:
+        assert not core._sleepers  # whom an alarm would wake in vain
+        assert got.extensions["connection"].request_count == 2
+        assert got.read() == b"/mine"
+    pool.close()
+
+
+class InterruptedDeque(deque[Any]):
+    """An exception strikes just after something was taken off."""
+
+    def popleft(self) -> Any:
+        super().popleft()
+        raise KeyboardInterrupt
+
+
+def test_what_is_put_off_is_not_lost_to_an_interrupt() -> None:
+    backend = MemoryBackend(half)
+    pool = ConnectionPool(network_backend=backend)
+    held = pool.handle_request(request_for(URL))
+    pool._pool._put_off = InterruptedDeque()
+    interrupt(pool, "after", held.close)
+    with pytest.raises(KeyboardInterrupt):
+        pool.request("GET", f"{OTHER_URL}whole")
+    assert pool.stats() == EMPTY
+    assert backend.live == 0
     pool.close()
 
 

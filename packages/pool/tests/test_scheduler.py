@@ -485,14 +485,20 @@ def test_a_connection_that_was_granted_and_not_used_expires_when_it_would_have()
     assert pool.closes == [(slot, CloseReason.EXPIRED)]
 
 
-def test_a_request_to_any_origin_has_expired_connections_closed() -> None:
-    pool = Pool(idle_seconds=5)
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [({"idle_seconds": 5}, CloseReason.EXPIRED), ({"max_age": 5, "age_jitter": 0}, CloseReason.TOO_OLD)],
+)
+def test_a_request_to_any_origin_has_expired_connections_closed(
+    limits: dict[str, float], reason: CloseReason
+) -> None:
+    pool = Pool(**limits)
     waiter = pool.connect("a")
     slot = slot_of(waiter)
     pool.give_back(waiter)
     pool.now = 5
     assert pool.ask("b").state is DIALLING
-    assert pool.closes == [(slot, CloseReason.EXPIRED)]
+    assert pool.closes == [(slot, reason)]
 
 
 def test_an_expired_connection_is_not_handed_to_the_one_who_waits() -> None:
@@ -660,6 +666,26 @@ def test_an_idle_connection_without_capacity_gives_its_place_to_others() -> None
     assert pool.closes == [(slot, CloseReason.EVICTED)]
     pool.closed(slot)
     assert waiter.state is DIALLING
+
+
+def test_of_connections_with_room_the_one_that_was_given_back_last_is_taken_first() -> None:
+    pool = Pool()
+    first, second = pool.connect(capacity=2), pool.ask()
+    third = pool.connect(capacity=2)
+    pool.give_back(first)
+    pool.give_back(third)
+    assert pool.ask().slot is not slot_of(second)
+
+
+def test_an_idle_connection_without_capacity_is_not_handed_out() -> None:
+    pool = Pool()
+    first = pool.connect(capacity=2)
+    pool.resize(slot_of(first), 0)
+    pool.give_back(first)
+    waiter = pool.ask()
+    assert waiter.state is PARKED
+    assert pool.counts == (1, 0, 0, 1, 1)
+    assert pool.scheduler.stalled("a") == pool.scheduler.slots()
 
 
 def test_a_broken_connection_takes_no_more_and_is_closed_after_its_last_request() -> None:

@@ -214,6 +214,7 @@ class Dialler:
         self._now = world.runtime.now
         self._options = options
         self._dials: dict[_Dial, None] = {}
+        self._last_key: ConnectionKey | None = None  # that depends on nothing but the origin
 
     def close(self) -> None:
         """End every dial, and refuse later ones. By any thread; never waits."""
@@ -233,13 +234,21 @@ class Dialler:
             UnsupportedProtocol: it needs HTTP/1.1, and this pool does not speak that.
             LocalProtocolError: it must not go this way.
         """
-        options, url = self._options, request.url
+        url, key = request.url, self._last_key
+        needs_http1 = framing.is_upgrade or framing.is_connect
+        is_plain = not needs_http1 and "sni_hostname" not in request.extensions
+        if is_plain and key is not None and key.origin == url.origin:
+            return key, framing  # the very same, so that nothing compares it piece by piece
+        options = self._options
         route = route_of(options.proxy, request, framing, options.http1)
         if route == "forward" and options.proxy is not None:
             framing = forwarded(options.proxy, url, framing)
             return ConnectionKey(options.proxy.origin, None, ("http/1.1",), route), framing
-        protocols = self._protocols(url.scheme, needs_http1=framing.is_upgrade or framing.is_connect)
-        return ConnectionKey(url.origin, request.extensions.get("sni_hostname"), protocols, route), framing
+        protocols = self._protocols(url.scheme, needs_http1=needs_http1)
+        key = ConnectionKey(url.origin, request.extensions.get("sni_hostname"), protocols, route)
+        if is_plain and options.proxy is None:
+            self._last_key = key
+        return key, framing
 
     def _protocols(self, scheme: bytes, *, needs_http1: bool) -> tuple[str, ...]:
         """What may be spoken on a connection, by its names in ALPN (RFC 7301), the preferred one first.

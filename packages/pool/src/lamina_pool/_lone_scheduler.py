@@ -91,7 +91,7 @@ class LoneScheduler(Scheduler):
     def _settle(self, origin: _Origin, actions: list[Action]) -> None:
         super()._settle(origin, actions)
         while (waiter := origin.first_in_line()) is not None and not self._may_hope(waiter):
-            self._unpark(waiter)
+            self._unpark(waiter, origin)
             waiter.slot, waiter.state = None, WaiterState.REFUSED
             actions.append(Wake(waiter))
         self._forget(origin)

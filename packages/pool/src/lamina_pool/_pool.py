@@ -32,7 +32,7 @@ import weakref
 from _thread import RLock, allocate_lock
 from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from lamina_interfaces import (
     ArgumentTypeError,
@@ -50,19 +50,20 @@ from lamina_interfaces import (
 from ._body import ResponseBody
 from ._checks import Timeouts, check_request
 from ._dialling import Dialler, LoneDial
+from ._faces import WholeBody
 from ._info import ConnectionInfo, facts_of, new_connection_id
 from ._io import StaleConnectionError
-from ._models import Request, Response
+from ._models import ByteStream, Request, Response
 from ._releasing import CLOSE_REASONS, ReleaseReason, is_nested, locked_code
 from ._scheduler import (
     PRESUMED_STREAMS,
     Close,
     CloseReason,
-    GiveUp,
     Scheduler,
     SlotState,
     Waiter,
     WaiterState,
+    Wake,
 )
 from ._stats import count_all, count_each_origin, count_origin, describe_counts, snapshot
 
@@ -77,7 +78,7 @@ if TYPE_CHECKING:
     from ._http2_connection import HTTP2Connection
     from ._http11 import ResponseHead
     from ._info import ConnectionFacts
-    from ._io import Connection, Exchange, World
+    from ._io import BodySource, Connection, Exchange, World
     from ._observing import Observer, RequestRecord
     from ._scheduler import Action, Limits, Slot
     from ._stats import PooledConnection, PoolStats
@@ -85,7 +86,8 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
-
+Event: TypeAlias = "Callable[..., Sequence[Action] | None]"
+"""What happens in one step: mostly a method of the scheduler."""
 
 MAX_REFUSALS = 5
 """How often a request is sent again though servers have refused it that dealt with no other one either."""
@@ -93,6 +95,15 @@ MAX_REFUSALS = 5
 
 LOOK_SECONDS = 0.1
 """How often whoever waits for a connection that may carry nothing for the moment sees whether that has changed."""
+
+# What every request asks for: a member of an enumeration is slow to look up.
+_GRANTED, _PARKED, _REFUSED = WaiterState.GRANTED, WaiterState.PARKED, WaiterState.REFUSED
+
+# Whom an event is about that is about no request.
+_NOBODY = Waiter(None)
+
+# Of all requests where nothing may follow the head. Nobody asks it for anything.
+_NO_BODY = WholeBody(ByteStream(b""))
 
 
 class Claim:
@@ -117,18 +128,16 @@ class Claim:
             reusable: whether the connection, if there is one, can take another request. Otherwise it is aborted.
             idle_seconds: how long the server will keep it, by what it said in answer; `None` if nothing was asked.
         """
-        if self.is_open:
-            self.release(reusable=reusable, idle_seconds=idle_seconds)
+        if self.is_open and self.release(reusable=reusable, idle_seconds=idle_seconds):
             self._pool._settle()
 
-    def release(self, *, reusable: bool, idle_seconds: float | None = None) -> None:
-        """The same, but what is to be done in consequence is left to whoever settles next."""
-        pool, waiter = self._pool, self.waiter
-        opened = self.connection
+    def release(self, *, reusable: bool, idle_seconds: float | None = None) -> object:
+        """The same, but what is to be done in consequence, if something is, is left to whoever settles next."""
+        pool, waiter, opened = self._pool, self.waiter, self.connection
         if reusable:
             # Whoever gets it next must not lose it if we are interrupted and our finaliser comes this way again.
             self.connection = None
-        elif waiter.state is not WaiterState.GRANTED:
+        elif waiter.state is not _GRANTED:
             if self.connection is not None:
                 self.connection.abort()  # opened, and not the pool's yet
         else:
@@ -139,14 +148,16 @@ class Claim:
                     reusable = connection.give_up()
         event = pool._scheduler.release
         if self.record is None:
-            pool._step(event, waiter, pool._now(), reusable, idle_seconds)
+            is_left = pool._step_of(waiter, event, waiter, pool._now(), reusable, idle_seconds)
         else:
             observed = partial(event, reusable=reusable, idle_seconds=idle_seconds)
-            pool._step(pool._end_observed, waiter, observed, self.record, None if reusable else opened)
+            closed = None if reusable else opened
+            is_left = pool._step_of(waiter, pool._end_observed, waiter, observed, self.record, closed)
         if pool._sleepers:
             pool._sleepers.pop(waiter, None)  # where an interrupt kept it from falling asleep
         self.is_open = False
         self.connection = None
+        return is_left
 
     def __del__(self) -> None:
         # A constructor that was interrupted has left some of it out.
@@ -191,16 +202,15 @@ class Pool:
         # that, and a note made afterwards would be too late for a signal handler in between. `threading.Condition`
         # asks in the same way; the type stubs leave the method out.
         self._lock: Any = RLock()
-        self._put_off: deque[Callable[[], None]] = deque()
+        self._put_off: deque[tuple[Waiter, Event, tuple[Any, ...]]] = deque()
         self._scheduler = self._create_scheduler()
         self._todo: deque[Action] = deque()
         self._abandoned: deque[Claim] = deque()
         self._sleepers: dict[Waiter, None] = {}
         self._dialler = self._create_dialler()
         self._lone_dials: dict[Slot, LoneDial] = {}
-        # Whether a step was begun and not ended, and whose it was. Under the lock.
-        self._is_torn = False
-        self._torn_waiter: Waiter | None = None
+        # Whose step was begun and not ended. Under the lock.
+        self._torn: Waiter | None = None
         # Whether an action may have been lost. Set without the lock.
         self._is_doubtful = False
 
@@ -227,19 +237,45 @@ class Pool:
 
     # --- steps and actions ---------------------------------------------------------------------------------
 
-    def _step(self, event: Callable[..., Sequence[Action]], *arguments: Any) -> None:
-        """One event of the scheduler. Its actions are carried out by `_settle`, outside of the lock.
+    def _step(self, event: Event, *arguments: Any) -> None:
+        """One event of the scheduler. Its actions are carried out by `_settle`, outside of the lock."""
+        self._step_of(_NOBODY, event, *arguments)
 
-        Its first argument is the waiter that it is about, if it is about one.
+    def _step_of(self, waiter: Waiter, event: Event, *arguments: Any) -> object:
+        """The same for an event that is about a waiter, which is mostly among the arguments as well.
+
+        Returns:
+            Something true if there is anything to settle now.
         """
         lock = self._lock
         if lock._is_owned():
-            self._put_off.append(partial(self._take_step, event, arguments))
-            return
+            self._put_off.append((waiter, event, arguments))
+            return None  # whoever is in it will settle
         with lock:
-            self._take_step(event, arguments)
-            while self._put_off:
-                self._put_off.popleft()()
+            if self._torn is not None or self._is_doubtful:
+                self._make_good()
+            self._torn = waiter
+            while True:
+                actions = event(*arguments)
+                if actions:
+                    self._todo.extend(actions)
+                if waiter.state is _PARKED:
+                    waiter.payload = self._runtime.create_event()
+                    self._sleepers[waiter] = None
+                self._torn = None
+                if not self._put_off:
+                    break
+                waiter, event, arguments = self._put_off[0]
+                self._torn = waiter
+                self._put_off.popleft()  # not before: whoever is interrupted in between must not lose it
+        # Not within: what is put off at the last moment is seen here.
+        return self._todo or self._abandoned or self._put_off
+
+    def _make_good(self) -> None:
+        if self._torn is None:
+            self._torn = _NOBODY
+        self._is_doubtful = False
+        self._todo.extend(self._scheduler.rebuild(self._torn))
 
     @property
     def is_in_step(self) -> bool:
@@ -252,30 +288,16 @@ class Pool:
         """Whether the caller may wait for a connection of this pool: not within a step, nor in another event loop."""
         return not self.is_in_step and self._runtime.is_here()
 
-    def _take_step(self, event: Callable[..., Sequence[Action]], arguments: tuple[Any, ...]) -> None:
-        if self._is_torn or self._is_doubtful:
-            self._is_torn = True
-            self._is_doubtful = False
-            self._todo.extend(self._scheduler.rebuild(self._torn_waiter))
-        waiter = arguments[0] if arguments and type(arguments[0]) is Waiter else None
-        self._torn_waiter = waiter
-        self._is_torn = True
-        self._todo.extend(event(*arguments))
-        if waiter is not None and waiter.state is WaiterState.PARKED:
-            waiter.payload = self._runtime.create_event()
-            self._sleepers[waiter] = None
-        self._torn_waiter = None
-        self._is_torn = False
-
     def _settle(self) -> None:
         """Carry out what there is to do, until there is nothing."""
         if self._lock._is_owned():
             return  # whoever is in it will
-        if self._is_torn or self._is_doubtful or self._put_off:
+        if self._torn is not None or self._is_doubtful or self._put_off:
             self._step(_no_event)  # for what is to be made good
         try:
             while self._todo or self._abandoned:
-                self._reclaim()
+                if self._abandoned:
+                    self._reclaim()
                 try:
                     action = self._todo.popleft()
                 except IndexError:
@@ -287,7 +309,10 @@ class Pool:
             raise
 
     def _carry_out(self, action: Action) -> None:
-        if isinstance(action, Close):
+        if isinstance(action, Wake):
+            if action.waiter.payload is not None:
+                action.waiter.payload.set()
+        elif isinstance(action, Close):
             slot = action.slot
             if slot.in_use:
                 slot.connection.abort()  # only the end of the pool closes what is in use
@@ -296,12 +321,10 @@ class Pool:
             if self._observer is not None:
                 self._observer.note_closed(slot.connection, action.reason, self._now())
             self._step(self._scheduler.closed, slot)
-        elif isinstance(action, GiveUp):
+        else:
             lone = self._lone_dials.get(action.slot)
             if lone is not None:
                 lone.give_up()
-        elif action.waiter.payload is not None:
-            action.waiter.payload.set()
 
     def _abandon(self, claim: Claim) -> None:
         """Take over what a dropped claim held. Called by finalisers: no locks, no waiting."""
@@ -346,7 +369,7 @@ class Pool:
             return
         if self.is_in_step:
             # Behind what is put off, and has yet to be noted.
-            self._put_off.append(partial(self._observer.leave, record))
+            self._put_off.append((_NOBODY, self._observer.leave, (record,)))
         else:
             self._observer.tell(record)
 
@@ -414,36 +437,38 @@ class Pool:
         Raises:
             LaminaError: see `ConnectionPool.handle_request`. No connection is held then.
         """
-        if not (self._world.is_blocking or self._runtime.is_here()):
+        world, observer = self._world, self._observer
+        if not (world.is_blocking or self._runtime.is_here()):
             self._move()
         if not isinstance(request, Request):
             raise ArgumentTypeError(f"request must be a Request, not {type(request).__name__}")
-        framing = check_request(request, blocking=self._world.is_blocking)
+        framing = check_request(request, blocking=world.is_blocking)
         timeouts = Timeouts.from_extensions(request.extensions)
         key, framing = self._route(request, framing)
         claim = Claim(self, key)
         try:
-            if self._observer is not None:
-                claim.record = self._observer.start(request.method, request.url.origin, self._now())
+            if observer is not None:
+                claim.record = observer.start(request.method, request.url.origin, self._now())
             head, connection = await self._exchange(claim, request, framing, timeouts)
             http_version, status, reason, headers, switches = head
             body = ResponseBody(self, claim, connection, request, timeouts.read, switched=switches)
-            extensions: dict[str, Any] = {"http_version": http_version, **connection.extensions}
-            if http_version != b"HTTP/2":
-                extensions["reason_phrase"] = reason
-            if switches:
-                extensions["network_stream"] = self._world.switched_stream(body, connection.left_over)
-            else:
-                extensions["network_stream"] = connection.stream.public
-            extensions["trailers"] = body.trailers
             facts: ConnectionFacts = connection.facts  # type: ignore[assignment] # known since it was opened
-            extensions["connection"] = ConnectionInfo(
-                facts, claim.waiter.turn, body.opened_at - facts.opened_at
-            )
+            extensions: dict[str, Any] = {
+                "http_version": http_version,
+                "reason_phrase": reason,
+                "network_stream": connection.stream.public,
+                "trailers": body.trailers,
+                "connection": ConnectionInfo(facts, claim.waiter.turn, body.opened_at - facts.opened_at),
+            }
+            if http_version == b"HTTP/2":
+                del extensions["reason_phrase"]
+                extensions.update(connection.extensions)
+            if switches:
+                extensions["network_stream"] = world.switched_stream(body, connection.left_over)
             if claim.record is not None:
                 claim.record.note_head(status, body.opened_at)
                 self._tell(claim.record)
-            return Response.received(status, headers, self._world.response_stream(body), extensions)
+            return Response.received(status, headers, world.response_stream(body), extensions)
         except LaminaError as error:
             # A dial that has failed, others should not hope for.
             has_dialled = claim.waiter.state is WaiterState.DIALLING
@@ -466,14 +491,14 @@ class Pool:
     ) -> tuple[ResponseHead, Exchange]:
         """Get a connection, send the request, receive the head of the response; once more if that is safe."""
         limit = Limit(timeouts.pool, self._now, "pool")
-        self._ask(claim, limit)
-        if claim.waiter.state is WaiterState.GRANTED and not self._sleepers and claim.record is None:
-            connection = self._take_granted(claim)  # nearly always
-        else:
+        connection = self._ask(claim, limit)
+        if connection is None:
             connection = await self._granted(claim, request, timeouts, limit)
         has_failed = False
         refusals = 0
-        body = self._world.body_source(request.stream)
+        body: BodySource = _NO_BODY
+        if framing.body != "none" or type(request.stream) is not ByteStream:
+            body = self._world.body_source(request.stream)
         try:
             while True:
                 if claim.record is not None:
@@ -506,8 +531,8 @@ class Pool:
             if not body.is_whole:
                 await body.aclose()
 
-    def _ask(self, claim: Claim, limit: Limit) -> None:
-        """Ask the scheduler for a connection; `_granted` waits for its answer."""
+    def _ask(self, claim: Claim, limit: Limit) -> Exchange | None:
+        """Ask the scheduler for a connection. If there is not one at once, `_granted` waits for its answer."""
         if limit.is_ambient:
             Limit(None, self._now, "pool").check()  # a pool timeout of 0 still takes what needs no waiting
         if self._lock._is_owned():
@@ -516,9 +541,15 @@ class Pool:
             )
         if self._abandoned:
             self._reclaim()
+        waiter = claim.waiter
         expected = PRESUMED_STREAMS if claim.key.protocols[0] == "h2" else 1
-        self._step(self._scheduler.acquire, claim.waiter, self._now(), expected)
-        self._settle()
+        if self._step_of(waiter, self._scheduler.acquire, waiter, self._now(), expected):
+            self._settle()
+        if waiter.state is _GRANTED and waiter.payload is None and claim.record is None:
+            exchange: Exchange = waiter.slot.connection.begin()  # type: ignore[union-attr] # it is granted
+            claim.connection = exchange
+            return exchange  # nearly always
+        return None
 
     async def _replace(
         self, claim: Claim, request: Request, timeouts: Timeouts, limit: Limit, *, fresh: bool
@@ -528,10 +559,10 @@ class Pool:
         if claim.connection is None or claim.connection.is_exclusive:
             event = partial(self._scheduler.replace, fresh=fresh)
         if claim.record is None:
-            self._step(event, claim.waiter, self._now())
+            self._step_of(claim.waiter, event, claim.waiter, self._now())
         else:
             claim.record.reason = ReleaseReason.STALE
-            self._step(self._let_go_observed, claim.waiter, event, claim.record, None)
+            self._step_of(claim.waiter, self._let_go_observed, claim.waiter, event, claim.record, None)
             claim.record.reason = None
         claim.connection = None  # not before: nobody may take the dead one for one that was never touched
         self._settle()
@@ -551,13 +582,13 @@ class Pool:
                 await self._have_dialled(claim, request, timeouts, limit)
         exchange = self._take_granted(claim)
         if record is not None:
-            self._step(self._note_acquired, waiter, record)
+            self._step_of(waiter, self._note_acquired, waiter, record)
             self._tell(record)
         return exchange
 
     def _take_granted(self, claim: Claim) -> Exchange:
         slot = claim.waiter.slot
-        if slot is None or claim.waiter.state is WaiterState.REFUSED:
+        if slot is None or claim.waiter.state is _REFUSED:
             self._check_here()
             raise self._refusal()
         exchange: Exchange = slot.connection.begin()
@@ -596,7 +627,8 @@ class Pool:
             if (expected := self._scheduler.expected(claim.key)) is not None:
                 connection.presume(expected)
             connection.on_change = partial(_capacity_changed, weakref.ref(self), slot)
-        self._step(self._scheduler.opened, waiter, connection, self._now(), connection.capacity)
+        now, capacity = self._now(), connection.capacity
+        self._step_of(waiter, self._scheduler.opened, waiter, connection, now, capacity)
         if waiter.state is WaiterState.DONE:
             claim.connection = None  # it belongs to those who hoped for it
         self._settle()
@@ -609,7 +641,8 @@ class Pool:
         lone = LoneDial(Claim(self, claim.key))
         if claim.record is not None:
             lone.claim.record = claim.record.for_lone_dial(self._now())
-        self._step(self._scheduler.detach, claim.waiter, lone.claim.waiter, self._now())
+        asker, dialler = claim.waiter, lone.claim.waiter
+        self._step_of(asker, self._scheduler.detach, asker, dialler, self._now())
         lone.slot = lone.claim.waiter.slot
         self._lone_dials[lone.slot] = lone
         # Its task has no deadlines of ours. But the clock of a chain of them is that of the backend's, too.
@@ -654,7 +687,8 @@ class Pool:
 
     async def _sleep_until_served(self, claim: Claim, limit: Limit, lone: LoneDial | None = None) -> None:
         waiter, record = claim.waiter, claim.record
-        pool_limit, connect_limit = limit, Limit(None, self._now, "connect")
+        pool_limit = limit
+        connect_limit = limit if lone is None else Limit(None, self._now, "connect")
         try:
             while waiter.state is WaiterState.PARKED:
                 if lone is None or lone.has_ended:
@@ -671,10 +705,11 @@ class Pool:
                     await self._look_at(stalled, claim, limit)
                 elif not await limit.wait_for(waiter.payload, self._runtime) and limit.expired():
                     raise self._overslept(limit, claim, lone)
-                # First a new alarm, then a look: what is left undone in between is seen by the one or the other.
-                if waiter.payload.is_set():
-                    self._step(_no_event, waiter)
-                self._settle()
+                if waiter.state is _PARKED:
+                    # First a new alarm, then a look: what is left undone in between is seen by the one or the other.
+                    if waiter.payload.is_set():
+                        self._step_of(waiter, _no_event)
+                    self._settle()
         except BaseException:
             if limit.expired():
                 limit.interrupted(self._overslept(limit, claim, lone))
@@ -842,12 +877,12 @@ def _capacity_changed(pool_of: weakref.ref[Pool], slot: Slot, connection: HTTP2C
         pool.note_capacity(slot, connection)
 
 
-def _no_event(_: Waiter | None = None) -> Sequence[Action]:
+def _no_event() -> Sequence[Action]:
     """Nothing happens, but for what a step does by itself: make good, and give a parked waiter an alarm."""
     return ()
 
 
-locked_code.add(Pool._step.__code__)
+locked_code.add(Pool._step_of.__code__)
 
 # One pool at a time changes its loop; it hardly ever happens.
 _moving = allocate_lock()

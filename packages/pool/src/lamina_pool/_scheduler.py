@@ -258,6 +258,10 @@ Action: TypeAlias = "Wake | Close | GiveUp"
 _NOTHING: Sequence[Action] = ()
 _HOLDING = (WaiterState.GRANTED, WaiterState.DIALLING)
 
+# What nearly every request asks for: a member of an enumeration is slow to look up.
+_NEW, _GRANTED, _DONE = WaiterState.NEW, WaiterState.GRANTED, WaiterState.DONE
+_OPEN = SlotState.OPEN
+
 
 class _Origin:
     """What the pool knows of the connections and waiters with one key. Lives while there are any.
@@ -284,6 +288,7 @@ class _Origin:
         "returned",
         "spare",
         "stalled",
+        "waiting",
     )
 
     def __init__(self, key: Hashable, expected: int) -> None:
@@ -293,7 +298,8 @@ class _Origin:
         self.dialling = 0  # of the places, as are the next two
         self.idle = 0
         self.closing = 0
-        self.queued = 0  # of those who wait, who do not wait for a dial that they have begun
+        self.waiting = 0  # in all three lines
+        self.queued = 0  # of these, who do not wait for a dial that they have begun
         self.spare: OrderedDict[Slot, None] = OrderedDict()  # a stack: slots with room, last used on top
         self.stalled: dict[Slot, None] = {}  # open, but for the moment may carry nothing
         self.inline = 0  # dials by those who will be the first to use the connection
@@ -303,10 +309,6 @@ class _Origin:
         self.eligible: OrderedDict[Waiter, None] = OrderedDict()
         self.promised = 0  # of the eligible
         self.blocked: OrderedDict[Waiter, None] = OrderedDict()
-
-    @property
-    def waiting(self) -> int:
-        return len(self.returned) + len(self.eligible) + len(self.blocked)
 
     @property
     def counts(self) -> OriginCounts:
@@ -325,8 +327,10 @@ class _Origin:
 
     def first_in_line(self) -> Waiter | None:
         """Who gets what becomes free."""
-        heads = self.heads()
-        return heads[0] if heads else None
+        for line in (self.ahead, self.eligible, self.blocked):
+            for waiter in line:
+                return waiter
+        return None
 
     def arrival(self) -> int:
         """When the oldest of them came."""
@@ -352,10 +356,10 @@ class _Origin:
             self.spare[slot] = None
         else:
             self.spare.pop(slot, None)
-        if slot.capacity > 0:
-            self.stalled.pop(slot, None)
-        else:
+        if slot.capacity <= 0:
             self.stalled[slot] = None
+        elif self.stalled:
+            self.stalled.pop(slot, None)
 
 
 class Scheduler:
@@ -462,17 +466,24 @@ class Scheduler:
             expected: how many requests a new connection is expected to carry at once, at least 1, as long as the pool
                 knows nothing of this origin.
         """
-        if waiter.state is not WaiterState.NEW:
-            self._check(waiter, WaiterState.NEW)
+        if waiter.state is not _NEW:
+            self._check(waiter, _NEW)
         if self.is_closed:
             waiter.state = WaiterState.REFUSED
             return _NOTHING
         waiter._expected = expected
         self._waiters[waiter] = None
-        origin = self._origin_of(waiter.key, expected)
+        origin = self._origins.get(waiter.key) or self._origin_of(waiter.key, expected)
         actions: list[Action] = []
-        self._expire(now, actions)
-        self._answer(waiter, origin, now, actions)
+        for oldest in self._idle:
+            if now >= oldest._expires_at or now >= oldest._retires_at:
+                self._expire(now, actions)
+            break
+        slot = next(reversed(origin.spare)) if origin.spare else None
+        if slot is not None and now < slot._retires_at and (now < slot._expires_at or slot.in_use):
+            self._grant(waiter, slot)  # nearly always; `_answer` would come to the same
+        else:
+            self._answer(waiter, origin, now, actions)
         if self._waiting:
             self._settle(origin, actions)
         return actions or _NOTHING
@@ -543,7 +554,9 @@ class Scheduler:
                 # Not left to `_offer`, to which the connection may be too old already, or another origin's.
                 self._serve(first, slot, actions)
             else:
-                self._let_idle(slot, now)
+                slot.in_use = 1  # it idles as if somebody had given it back
+                self._requests += 1
+                self._give_back(slot, now)
         self._offer(slot, now, actions)
         self._queue_opener(slot, now)
         self._settle(origin, actions)
@@ -567,25 +580,36 @@ class Scheduler:
         if not self._dismiss(waiter):
             return _NOTHING
         actions: list[Action] = []
-        if state is WaiterState.PARKED:
-            self._unpark(waiter)
-            self._give_up(self._origins[waiter.key], actions)
-        elif state is WaiterState.DIALLING and slot is not None:
+        if state is _GRANTED and slot is not None and slot.state is _OPEN:
             if not reusable:
-                slot._origin.expected = 1
-            self._remove(slot)
-            self._queue_opener(slot, now)
-        elif state is WaiterState.GRANTED and slot is not None and slot.state is SlotState.OPEN:
-            slot._is_retired |= not reusable
-            self._give_back(slot, now, idle_seconds)
+                slot._is_retired = True
+            if (
+                self._give_back(slot, now, idle_seconds)
+                and not self._waiting
+                and slot.capacity > 0
+                and now < slot._expires_at
+                and now < slot._retires_at
+                and len(self._idle) <= self.limits.max_idle
+            ):
+                slot._origin.spare[slot] = None  # nearly always; `_offer` would come to the same
+                return _NOTHING
             if slot.in_use == 0 and not reusable:
                 self._remove(slot)
             else:
                 self._offer(slot, now, actions)
                 if not self._waiting or (slot.in_use and not slot._is_retired):
                     return actions or _NOTHING  # one less waits, or none did: nobody waits for what is there
-        if (origin := self._origins.get(waiter.key)) is not None:
-            self._settle(origin, actions)
+        elif state is WaiterState.PARKED:
+            origin = self._origins[waiter.key]
+            self._unpark(waiter, origin)
+            self._give_up(origin, actions)
+        elif state is WaiterState.DIALLING and slot is not None:
+            if not reusable:
+                slot._origin.expected = 1
+            self._remove(slot)
+            self._queue_opener(slot, now)
+        if waiter.key in self._origins:
+            self._settle(self._origins[waiter.key], actions)
         return actions or _NOTHING
 
     def replace(self, waiter: Waiter, now: float, *, fresh: bool) -> Sequence[Action]:
@@ -680,7 +704,7 @@ class Scheduler:
                 self._close(slot, CloseReason.POOL_CLOSED, actions)
         for origin in list(self._origins.values()):
             while (waiter := origin.first_in_line()) is not None:
-                self._unpark(waiter)
+                self._unpark(waiter, origin)
                 waiter.state = WaiterState.REFUSED
                 actions.append(Wake(waiter))
         return actions or _NOTHING
@@ -718,7 +742,9 @@ class Scheduler:
         for waiter in sorted(self._waiters, key=lambda waiter: waiter.arrival):
             if waiter.state is WaiterState.PARKED:
                 waiter.slot = None
-                self._enqueue(waiter, self._origin_of(waiter.key, waiter._expected))
+                origin = self._origin_of(waiter.key, waiter._expected)
+                self._enqueue(waiter, origin)
+                self._balance(origin)
         for waiter in sorted(self._waiters, key=lambda waiter: waiter._parked_at):
             awaited = waiter._awaits
             if waiter.state is WaiterState.PARKED and not (awaited and awaited.state is SlotState.DIALLING):
@@ -810,35 +836,37 @@ class Scheduler:
         return None
 
     def _grant(self, waiter: Waiter, slot: Slot) -> None:
-        if slot.in_use == 0:
-            self._leave_idle(slot)
-        slot.in_use += 1
-        slot.turns += 1
+        if slot in self._idle:
+            del self._idle[slot]
+            slot._origin.idle -= 1
+        slot.in_use = in_use = slot.in_use + 1
+        slot.turns = waiter.turn = slot.turns + 1
         self._requests += 1
-        if slot.in_use >= slot.capacity:
+        if in_use >= slot.capacity:
             slot._origin.spare.pop(slot, None)
-        waiter.slot, waiter.turn = slot, slot.turns
-        waiter.state = WaiterState.GRANTED
+        waiter.slot = slot
+        waiter.state = _GRANTED
 
     def _serve(self, waiter: Waiter, slot: Slot, actions: list[Action]) -> None:
-        self._unpark(waiter)
+        self._unpark(waiter, slot._origin)
         self._grant(waiter, slot)
         actions.append(Wake(waiter))
 
-    def _give_back(self, slot: Slot, now: float, idle_seconds: float | None = None) -> None:
-        """Somebody uses an open connection no longer. What becomes of it comes next."""
-        slot.in_use -= 1
+    def _give_back(self, slot: Slot, now: float, idle_seconds: float | None = None) -> bool:
+        """Somebody uses an open connection no longer. What becomes of it comes next. Returns whether it idles now."""
+        origin = slot._origin
+        if slot.in_use < slot.capacity:
+            origin.spare.pop(slot, None)  # it comes back on top
+        slot.in_use = in_use = slot.in_use - 1
         self._requests -= 1
-        slot._origin.spare.pop(slot, None)  # it comes back on top
-        if slot.in_use == 0 and not slot._is_retired:
-            self._let_idle(slot, now, idle_seconds)
-
-    def _let_idle(self, slot: Slot, now: float, idle_seconds: float | None = None) -> None:
+        if in_use or slot._is_retired:
+            return False
         ours = now + self.limits.idle_seconds
         theirs = slot._expires_at if idle_seconds is None else now + idle_seconds
-        slot._expires_at = min(ours, theirs)
+        slot._expires_at = ours if ours < theirs else theirs  # noqa: FURB136 - `min` takes many times as long
         self._idle[slot] = None
-        slot._origin.idle += 1
+        origin.idle += 1
+        return True
 
     def _leave_idle(self, slot: Slot) -> None:
         if slot in self._idle:
@@ -847,7 +875,8 @@ class Scheduler:
 
     def _dismiss(self, waiter: Waiter) -> bool:
         """The waiter holds nothing any more. Returns whether it was one of ours, and might have."""
-        waiter.slot, waiter.state = None, WaiterState.DONE
+        waiter.slot = None
+        waiter.state = _DONE
         if waiter not in self._waiters:
             return False
         del self._waiters[waiter]
@@ -898,10 +927,12 @@ class Scheduler:
             waiter = self._first_of(self._promised) or self._first_of(self._queue)
             if waiter is None:
                 break
-            self._dial(waiter, self._origins[waiter.key])  # first, so that its origin has no room for another
-            self._unpark(waiter)
+            origin = self._origins[waiter.key]
+            self._dial(waiter, origin)  # first, so that its origin has no room for another
+            self._unpark(waiter, origin)
             actions.append(Wake(waiter))
-        self._promise()
+        if self._closing:
+            self._promise()
         while self._idle and self._first_of(self._queue):
             self._close(next(iter(self._idle)), CloseReason.EVICTED, actions)
 
@@ -928,11 +959,16 @@ class Scheduler:
 
     def _wants(self, origin: _Origin, newcomers: int = 0) -> float:
         """How many connections the origin lacks and may open, as far as its own limit goes."""
-        return min(origin.lacks(newcomers), self.limits.max_connections_per_origin - origin.places)
+        if origin.expected == 1 and not (origin.detached or origin.stalled):
+            lacks = origin.waiting + newcomers  # mostly; `lacks` would come to the same
+        else:
+            lacks = origin.lacks(newcomers)
+        return min(lacks, self.limits.max_connections_per_origin - origin.places)
 
     def _park(
         self, waiter: Waiter, origin: _Origin, now: float, *, goes_first: bool, awaits: Slot | None = None
     ) -> None:
+        """Have the waiter wait. The end of the event balances its origin."""
         if not (goes_first and waiter.arrival):
             self._arrivals += 1
             waiter.arrival = self._arrivals
@@ -947,10 +983,10 @@ class Scheduler:
 
     def _enqueue(self, waiter: Waiter, origin: _Origin) -> None:
         self._waiting += 1
+        origin.waiting += 1
         origin.line_of(waiter)[waiter] = None
         if waiter._goes_first:
             origin.ahead[waiter] = None
-        self._balance(origin)
 
     def _join_queued(self, waiter: Waiter) -> None:
         self._queued[waiter] = None
@@ -964,9 +1000,9 @@ class Scheduler:
             opener._parked_at = now
             self._join_queued(opener)
 
-    def _unpark(self, waiter: Waiter) -> None:
+    def _unpark(self, waiter: Waiter, origin: _Origin) -> None:
         self._waiting -= 1
-        origin = self._origins[waiter.key]
+        origin.waiting -= 1
         if waiter in self._queued:
             del self._queued[waiter]
             origin.queued -= 1
@@ -974,7 +1010,8 @@ class Scheduler:
             self._leave_queue(waiter, origin)
         else:
             del origin.line_of(waiter)[waiter]
-        origin.ahead.pop(waiter, None)
+        if waiter._goes_first:
+            origin.ahead.pop(waiter, None)
         self._balance(origin)
 
     def _leave_queue(self, waiter: Waiter, origin: _Origin) -> None:
@@ -992,7 +1029,8 @@ class Scheduler:
             waiter, _ = (origin.returned or origin.blocked).popitem(last=False)
             origin.eligible[waiter] = None
             self._queue[waiter] = None
-        self._promise()
+        if self._closing:
+            self._promise()
 
     def _promise(self) -> None:
         """Mark those in the common queue for whom a place is about to become free."""

@@ -63,7 +63,9 @@ class Tracer:
                 last of the logger's.
         """
         callback = None if request is None else request.extensions.get("trace")
-        logger = _debug_logger(prefix)
+        logger = _loggers.get(prefix) or _logger_of(prefix)
+        if logger is not None and not logger.isEnabledFor(_DEBUG):
+            logger = None
         return None if callback is None and logger is None else Tracer(prefix, callback, logger)
 
     async def started(self, name: str, info: dict[str, Any] | None = None) -> None:
@@ -154,15 +156,14 @@ def _ran_to_its_end(awaitable: Awaitable[object]) -> bool:
     return False
 
 
-def _debug_logger(prefix: str) -> logging.Logger | None:
-    logger = _loggers.get(prefix)
-    if logger is None:
-        # Absent where `logging` is, and while it is being imported.
-        get_logger = getattr(sys.modules.get("logging"), "getLogger", None)
-        if get_logger is None:
-            return None
-        logger = _loggers[prefix] = get_logger(f"lamina.{prefix}")
-    return logger if logger.isEnabledFor(_DEBUG) else None
+def _logger_of(prefix: str) -> logging.Logger | None:
+    # Absent where `logging` is, and while it is being imported.
+    get_logger = getattr(sys.modules.get("logging"), "getLogger", None)
+    if get_logger is None:
+        return None
+    logger: logging.Logger = get_logger(f"lamina.{prefix}")
+    _loggers[prefix] = logger
+    return logger
 
 
 def _line(name: str, info: dict[str, Any]) -> str:
