@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 PATIENCE = 10.0
 """Seconds after which something that should happen at once counts as not happening."""
 
+SMALL = 16 * 1024
+"""Bytes that our system takes, so that little is on the way."""
+
 
 # --- what is open, and what happens elsewhere --------------------------------------------------------------
 
@@ -265,6 +268,80 @@ class ServerTLS:
         if not data:
             raise ConnectionResetError("the client went away")
         self._incoming.write(data)
+
+
+class Server:
+    """A peer in a thread, that does nothing before it is let go on.
+
+    It is at the other end of a pair of sockets, whose system takes the same number of bytes each time.
+
+    Args:
+        depth: how many layers of TLS.
+        script: what it does then.
+        greeting: what it does before, inside TLS.
+        tcp: over TCP.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        script: Callable[[Any], object],
+        greeting: Callable[[Any], object] | None = None,
+        *,
+        tcp: bool = False,
+    ) -> None:
+        self.go_on = threading.Event()
+        self._depth = depth
+        self._script = script
+        self._greeting = greeting
+        self._errors: list[BaseException] = []
+        if tcp:
+            with socket.create_server(("127.0.0.1", 0)) as listener:
+                self._ours = socket.create_connection(listener.getsockname())
+                self._theirs = listener.accept()[0]
+        else:
+            self._ours, self._theirs = socket.socketpair()
+        self._ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL)
+        self._theirs.settimeout(PATIENCE)
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+
+    def _serve(self) -> None:
+        try:
+            with self._theirs:
+                tls: Any = self._theirs
+                for _ in range(self._depth):
+                    tls = ServerTLS(tls).handshake()
+                if self._greeting is not None:
+                    self._greeting(tls)
+                self.go_on.wait(PATIENCE)
+                self._script(tls)
+        except ConnectionError:
+            pass  # the client has gone
+        except BaseException as exc:  # noqa: BLE001 - raised again at the end of the test
+            self._errors.append(exc)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.go_on.set()
+        self._thread.join(PATIENCE)
+        assert not self._thread.is_alive(), "the peer hangs"
+        if self._errors and exc is None:
+            raise self._errors[0]
+
+    @property
+    def has_ended(self) -> bool:
+        return not self._thread.is_alive()
+
+    async def client(self, backend: Any) -> Any:
+        stream = await backend.wrap_socket(self._ours)
+        for _ in range(self._depth):
+            await stream.start_tls(client_context(), "server.example", timeout=PATIENCE)
+        return stream
 
 
 # --- resolvers ---------------------------------------------------------------------------------------------

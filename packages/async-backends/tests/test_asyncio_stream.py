@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -194,7 +194,12 @@ async def test_a_task_that_never_waits_does_not_hold_up_the_others() -> None:
             await backend.connect_tcp("127.0.0.1", source.port) as incoming,
             await backend.connect_tcp("127.0.0.1", sink.port) as outgoing,
         ):
-            for operation in (incoming.read, lambda: outgoing.write(b"x" * 10)):
+            operations_of_all_kinds: tuple[Callable[[], Awaitable[object]], ...] = (
+                incoming.read,
+                lambda: outgoing.write(b"x" * 10),
+                lambda: outgoing.write_until_readable(b"x" * 10),
+            )
+            for operation in operations_of_all_kinds:
                 done = asyncio.Event()
                 for _ in range(20):
                     asyncio.get_running_loop().call_soon(done.set)

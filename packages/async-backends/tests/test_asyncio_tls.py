@@ -6,6 +6,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -311,7 +312,10 @@ async def test_what_a_reader_must_answer_goes_out_without_it() -> None:
     with pair() as (stream, theirs):
         transport = stream._transport
         with pytest.raises(WriteTimeout):
-            await stream.write(bytes(LARGE), timeout=0.01)  # fills the system's buffers
+            await stream.write(bytes(LARGE), timeout=0.01)  # fills the system's buffers …
+        with suppress(BlockingIOError):
+            while True:
+                transport.sock.send(b"x")  # … in which there may be room again
         transport.queue(b"the answer")
         transport.queue(b" in order")
         assert transport.unsent == b"the answer in order"

@@ -25,12 +25,10 @@ from lamina_interfaces import (
     current_runtime,
     open_deadline,
 )
-from readiness_peers import PATIENCE, ServerTLS, client_context, has_ended, rounds, until
+from readiness_peers import PATIENCE, Server, ServerTLS, has_ended, rounds, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
-    from typing import Self
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_is_left", "no_task_is_left")]
 
@@ -44,9 +42,6 @@ WORLDS: dict[str, tuple[Any, str, dict[str, Any]]] = {
 
 NUMBERS = b"".join(struct.pack("!I", number) for number in range(1 << 18))
 """A megabyte in which each piece can be told from every other."""
-
-SMALL = 16 * 1024
-"""Bytes that our system takes, so that little is on the way."""
 
 SLICE = 128 * 1024
 """What may wait unsent over TLS."""
@@ -64,80 +59,6 @@ def world(request: pytest.FixtureRequest) -> tuple[Any, str, dict[str, Any]]:
 def depth(request: pytest.FixtureRequest) -> int:
     chosen: int = request.param
     return chosen
-
-
-class Server:
-    """A peer in a thread, that does nothing before it is let go on.
-
-    It is at the other end of a pair of sockets, whose system takes the same number of bytes each time.
-
-    Args:
-        depth: how many layers of TLS.
-        script: what it does then.
-        greeting: what it does before, inside TLS.
-        tcp: over TCP.
-    """
-
-    def __init__(
-        self,
-        depth: int,
-        script: Callable[[Any], object],
-        greeting: Callable[[Any], object] | None = None,
-        *,
-        tcp: bool = False,
-    ) -> None:
-        self.go_on = threading.Event()
-        self._depth = depth
-        self._script = script
-        self._greeting = greeting
-        self._errors: list[BaseException] = []
-        if tcp:
-            with socket.create_server(("127.0.0.1", 0)) as listener:
-                self._ours = socket.create_connection(listener.getsockname())
-                self._theirs = listener.accept()[0]
-        else:
-            self._ours, self._theirs = socket.socketpair()
-        self._ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL)
-        self._theirs.settimeout(PATIENCE)
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-
-    def _serve(self) -> None:
-        try:
-            with self._theirs:
-                tls: Any = self._theirs
-                for _ in range(self._depth):
-                    tls = ServerTLS(tls).handshake()
-                if self._greeting is not None:
-                    self._greeting(tls)
-                self.go_on.wait(PATIENCE)
-                self._script(tls)
-        except ConnectionError:
-            pass  # the client has gone
-        except BaseException as exc:  # noqa: BLE001 - raised again at the end of the test
-            self._errors.append(exc)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.go_on.set()
-        self._thread.join(PATIENCE)
-        assert not self._thread.is_alive(), "the peer hangs"
-        if self._errors and exc is None:
-            raise self._errors[0]
-
-    @property
-    def has_ended(self) -> bool:
-        return not self._thread.is_alive()
-
-    async def client(self, backend: Any) -> Any:
-        stream = await backend.wrap_socket(self._ours)
-        for _ in range(self._depth):
-            await stream.start_tls(client_context(), "server.example", timeout=PATIENCE)
-        return stream
 
 
 def take(count: int | list[int], into: bytearray, also: bytes = b"") -> Callable[[Any], None]:

@@ -30,6 +30,7 @@ ANYIO = Library(
     checkpoint_if_cancelled=anyio.lowlevel.checkpoint_if_cancelled,
     wait_readable=anyio.wait_readable,
     wait_writable=anyio.wait_writable,
+    wait_checks=False,  # under asyncio not those of a scope
     open_nursery=anyio.create_task_group,
     cancellations=_cancellations,
 )

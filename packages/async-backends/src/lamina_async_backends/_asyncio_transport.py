@@ -17,7 +17,9 @@ Four things make it fast:
 - What need not be waited for costs no turn of the loop: sends always, and reads after one that filled its buffer.
   A task that never waits would hold up all others, so after `TURNS` such operations it lets them go first.
 - The loop's callback receives at once (`_on_readable`), for the task that waits. Were the task only told that it may
-  receive, then the loop, which looks at the socket before that task's turn, would find it readable again.
+  receive, then the loop, which looks at the socket before that task's turn, would find it readable again. Into the
+  caller's buffer the task receives itself, since it may be cancelled before its turn, and has written nothing then; so
+  there the callback looks whether the socket still is readable, which costs less than to be wrong.
 - The socket stays watched for reading from one wait to the next. When it becomes readable and nobody waits, it is no
   longer watched; so back-pressure is the kernel's, and nothing is read ahead.
 - The limits of all waits share one timer, which is hardly ever moved (`Alarm`).
@@ -35,13 +37,13 @@ from __future__ import annotations
 import socket
 from time import monotonic
 from types import coroutine
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lamina_interfaces import ConcurrencyError, UnsupportedProtocol
 from lamina_interfaces.sockets import close_without_lingering, drop_incoming
 from lamina_interfaces.translation import network_error
 
-from ._transport import BULK, CLOSED, READING, UNWATCHED, WRITING, Alarm, Transport
+from ._transport import CLOSED, READING, UNWATCHED, WRITING, Alarm, Transport
 
 if TYPE_CHECKING:
     import asyncio
@@ -109,26 +111,20 @@ class AsyncioTransport(Transport):
     def __init__(self, sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
         from asyncio import events
 
-        super().__init__(sock, clock_of(loop))
+        super().__init__(sock, clock_of(loop), events._get_running_loop, loop)
         self.loop = loop
-        self._running_loop = events._get_running_loop
         self._fd = sock.fileno()
         self._watched = 0  # the sides that the loop watches
         self._read_waiter: asyncio.Future[None] | None = None
         self._write_waiter: asyncio.Future[None] | None = None
         self._wanted = DIRECT_SIZE
-        self._news = False  # whether there is something in the stash, or the stream has ended or failed
-        self._stash = b""
+        self._stash = b""  # where there is something in it, that is news; the stream's end or failure, too
         self._turns = 0
         self._alarm = Alarm(loop.call_at, self)
         # uvloop no longer watches a socket that was reset while nobody waited, and does not say so.
         self._forgets = type(loop).__module__.startswith("uvloop")
 
     # --- users and the end ---------------------------------------------------------------------------------
-
-    def is_here(self) -> bool:
-        """See `Transport.is_here`."""
-        return self._running_loop() is self.loop
 
     def close(self, *, gracefully: bool = False) -> None:
         """See `Transport.close`."""
@@ -151,7 +147,7 @@ class AsyncioTransport(Transport):
         if self.sock.fileno() < 0:
             return
         self._read_failure = self._write_failure = OSError(CLOSED)
-        self._news = True
+        self.has_news = True
         self._alarm.stop()
         self._stash = b""
         self.unsent.clear()
@@ -182,98 +178,89 @@ class AsyncioTransport(Transport):
 
     # --- reading -------------------------------------------------------------------------------------------
 
-    async def receive(self, max_bytes: int, limit: Limit) -> bytes:
+    async def receive(self, room: int | memoryview, limit: Limit) -> Any:
         """See `Transport.receive`."""
-        if not self._news:
-            if self._bulk and self._turns < TURNS:
-                self._turns += 1
-                self._fill(max_bytes)
-            elif self._forgets and self._watched & READING and self.readable_now():
-                await self.take_turns()
-                if not self._news:
-                    self._fill(max_bytes)
-        while not self._news:
-            self._wanted = max_bytes
+        received = None
+        if self.has_news:
+            received = self._tell(room)
+        elif self._bulk and self._turns < TURNS:
+            self._turns += 1
+            received = self.receive_now(room)
+        elif self._forgets and self._watched & READING and self.readable_now():
+            await self.take_turns()
+            received = self.receive_now(room)
+        while received is None:
+            # The callback must not write to a buffer: this task may be cancelled before it could tell.
+            self._wanted = room if isinstance(room, int) else 0
             self._read_waiter = waiter = self.loop.create_future()
+            self._turns = 0
             try:
                 if not self._watched & READING:
                     self._watch(READING)
-                self._set_alarm(limit)
+                seconds = limit.glance()
+                if seconds is not None:
+                    self._alarm.set(self.now() + seconds)
                 await waiter
             finally:
                 self._read_waiter = None
-            if not self._news and limit.expired():
-                self._fill(max_bytes)  # what has come counts as in time
-                if not self._news:
+            if self.has_news:
+                received = self._tell(room)
+                continue
+            is_over = limit.expired()
+            if is_over or not self._wanted:
+                received = self.receive_now(room)  # what has come counts as in time
+                if is_over and received is None:
                     raise limit.error()
+        return received
+
+    def _tell(self, room: int | memoryview) -> Any:
         data = self._stash
-        if data and len(data) <= max_bytes:  # as nearly always, and `_take` costs a call
+        if not data:
+            return super()._tell(room)
+        size = room if isinstance(room, int) else len(room)
+        if len(data) <= size:  # as nearly always
             self._stash = b""
-            self._news = self._read_failure is not None
-            return data
-        return self._take(max_bytes)
-
-    def receive_now(self, max_bytes: int) -> bytes | None:
-        """See `Transport.receive_now`."""
-        if not self._news:
-            self._fill(max_bytes)
-        return self._take(max_bytes) if self._news else None
-
-    def has_news(self) -> bool:
-        """See `Transport.has_news`."""
-        return self._news
-
-    def _fill(self, max_bytes: int) -> None:
-        """Receive what is there, be it bytes, the end or an error."""
-        try:
-            data = self.sock.recv(max_bytes)
-        except (BlockingIOError, InterruptedError):
-            self._bulk = False
-            return
-        except OSError as exc:
-            # Without its traceback, which knows this frame.
-            self._read_failure = exc.with_traceback(None)
+            self.has_news = self._read_failure is not None
         else:
-            self._stash = data
-            self._bulk = len(data) >= BULK or len(data) == max_bytes
-            if not data:
-                # A break that the writer was told of reads like the peer's end, but is not.
-                self._read_failure = self._write_failure
-        self._news = True
-
-    def _take(self, max_bytes: int) -> bytes:
-        data = self._stash
-        if data:
-            self._stash = data[max_bytes:]
-            self._news = bool(self._stash) or self._read_failure is not None
-            return data[:max_bytes]
-        if self._read_failure is not None:
-            raise self._error(self._read_failure, "read") from self._read_failure
-        return b""
+            data, self._stash = data[:size], data[size:]
+        if isinstance(room, int):
+            return data
+        room[: len(data)] = data
+        return len(data)
 
     def _on_readable(self) -> None:
         waiter = self._read_waiter
         if waiter is None or waiter.done():
-            self._stop_watching(READING)
-            return
-        if not self._news:
-            self._fill(self._wanted)
-        if self._news:
+            if self.readable_now():  # still: not that what was there has been received since
+                self._stop_watching(READING)
+        elif self._wanted:
+            if not self.has_news:
+                self._stash = self._ask(self._wanted) or b""
+                self.has_news = self.has_news or bool(self._stash)
+            if self.has_news:
+                waiter.set_result(None)
+        elif self.readable_now():
             waiter.set_result(None)
 
     # --- writing -------------------------------------------------------------------------------------------
 
-    async def send(self, view: memoryview, limit: Limit) -> None:
+    async def send(self, data: memoryview, limit: Limit) -> None:
         """See `Transport.send`."""
         if self._turns < TURNS:  # here too, since a coroutine that has nothing to wait for costs its call
             self._turns += 1
         else:
             await self.take_turns()
-        sent = self.send_now(view)
-        while sent < len(view):
+        sent = self.send_now(data)
+        while sent < len(data):
             await self.wait_writable(limit)
-            with view[sent:] as rest:
-                sent += self.send_now(rest)
+            sent += self.send_now(data, sent)
+
+    def send_at_once(self, data: memoryview) -> int:
+        """See `Transport.send_at_once`. All of it, nearly always."""
+        if self._turns >= TURNS or self.readable_now():
+            return 0
+        self._turns += 1
+        return self.send_now(data)
 
     async def take_turns(self) -> None:
         """See `Transport.take_turns`. It is due if this task has not waited for long."""
@@ -294,18 +281,21 @@ class AsyncioTransport(Transport):
         waits = True
         while waits:
             self._write_waiter = waiter = self.loop.create_future()
+            self._turns = 0
             if sides & READING:
                 self._wanted = DIRECT_SIZE
                 self._read_waiter = waiter
             try:
                 self._watch(sides)
-                self._set_alarm(limit)
+                seconds = limit.glance()
+                if seconds is not None:
+                    self._alarm.set(self.now() + seconds)
                 await waiter
             finally:
                 self._write_waiter = None
                 if sides & READING:
                     self._read_waiter = None
-            waits = bool(self._watched & WRITING) and not (sides & READING and self._news)
+            waits = bool(self._watched & WRITING) and not (sides & READING and self.has_news)
             if waits:
                 limit.check()  # it was the timer, or a glance
         if self.closed:
@@ -333,13 +323,6 @@ class AsyncioTransport(Transport):
             wake(self._write_waiter)
 
     # --- within --------------------------------------------------------------------------------------------
-
-    def _set_alarm(self, limit: Limit) -> None:
-        """Before a wait: have it woken when it is time to look at the limit."""
-        self._turns = 0
-        seconds = limit.glance()
-        if seconds is not None:
-            self._alarm.set(self.now() + seconds)
 
     def _watch(self, sides: int) -> None:
         sides &= ~self._watched

@@ -67,6 +67,7 @@ class Library:
         checkpoint: lets other tasks run; raises a cancellation that is due.
         checkpoint_if_cancelled: only the second of these.
         open_nursery: to be entered, gives a `Nursery`.
+        wait_checks: whether a wait for a socket raises a cancellation that is due though the socket is ready.
         cancellations: how many the running task has been sent by other means than the library's, and not got rid of.
         call_at: a timer that is cheaper than a cancel scope, for an `Alarm`; `None` if there is none.
         wake_all: ends all waits for a socket, for an `Alarm`.
@@ -77,6 +78,7 @@ class Library:
     checkpoint_if_cancelled: Callable[[], Awaitable[None]]
     wait_readable: Callable[[socket.socket | int], Awaitable[None]]
     wait_writable: Callable[[socket.socket | int], Awaitable[None]]
+    wait_checks: bool
     open_nursery: Callable[[], AbstractAsyncContextManager[Any]]
     cancellations: Callable[[], int]
     call_at: Callable[[float, Callable[[], None]], TimerHandle | None] | None = None
@@ -132,11 +134,12 @@ class Waiter:
         runtime: what runs here.
     """
 
-    __slots__ = ("library", "runtime")
+    __slots__ = ("_now", "library", "runtime")
 
     def __init__(self, library: Library, runtime: Runtime) -> None:
         self.library = library
         self.runtime = runtime
+        self._now = runtime.now
 
     async def wait(
         self,
@@ -161,14 +164,13 @@ class Waiter:
             TimeoutException: nothing remains of the limit.
             NetworkError: the library cannot wait for the socket, or somebody else waits for it.
         """
-        now = self.runtime.now
         while True:
             seconds = limit.glance()
             if until is not None:
-                pause = max(0.0, until - now())
+                pause = max(0.0, until - self._now())
                 seconds = pause if seconds is None else min(seconds, pause)
             try:
-                if seconds is None or (alarm is not None and alarm.set(now() + seconds)):
+                if seconds is None or (alarm is not None and alarm.set(self._now() + seconds)):
                     await ready(*args)
                     return
                 with _Timer(seconds, self.runtime):
@@ -181,7 +183,7 @@ class Waiter:
             # Here also after the scope has swallowed its own cancellation.
             if limit.expired():
                 raise limit.error() if timeout_error is None else timeout_error()
-            if until is not None and now() >= until:
+            if until is not None and self._now() >= until:
                 return
 
     async def with_children(self, main: Callable[[Nursery], Awaitable[None]]) -> None:

@@ -17,12 +17,12 @@ end the parent's connection, so the process is remembered too.
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lamina_interfaces import NetworkError
 from lamina_interfaces.sockets import close_without_lingering, drop_incoming
 
-from ._transport import BULK, WAITING, Alarm, Transport
+from ._transport import WAITING, Alarm, Transport
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -41,18 +41,13 @@ class ReadinessTransport(Transport):
     """
 
     def __init__(self, sock: socket.socket, waiter: Waiter) -> None:
-        super().__init__(sock, waiter.runtime.now)
+        super().__init__(sock, waiter.runtime.now, waiter.runtime.is_here, True)
         self.waiter = waiter
-        self._ended = False
         self._writable: Event | None = None  # somebody waits for the socket to become writable
         call_at = waiter.library.call_at
         self._alarm = None if call_at is None else Alarm(call_at, self)
 
     # --- users and the end ---------------------------------------------------------------------------------
-
-    def is_here(self) -> bool:
-        """See `Transport.is_here`."""
-        return self.waiter.runtime.is_here()
 
     def leave(self, sides: int) -> None:
         """See `Transport.leave`."""
@@ -86,7 +81,7 @@ class ReadinessTransport(Transport):
 
     # --- reading -------------------------------------------------------------------------------------------
 
-    async def receive(self, max_bytes: int, limit: Limit) -> bytes:
+    async def receive(self, room: int | memoryview, limit: Limit) -> Any:
         """See `Transport.receive`.
 
         Always lets other tasks run, and always before the bytes are taken: after that nothing can come in
@@ -96,41 +91,14 @@ class ReadinessTransport(Transport):
         if self._bulk:
             await library.checkpoint()
         else:
-            # A small message is usually waited for: asking first saves a call that fails. Under anyio a wait that ends
-            # at once is not always cancelled by a scope that already is.
-            await library.checkpoint_if_cancelled()
+            # A small message is usually waited for: asking first saves a call that fails. A cancellation that is due
+            # must be raised even so.
+            if not library.wait_checks:
+                await library.checkpoint_if_cancelled()
             await self._wait_readable(limit)
-        while (data := self.receive_now(max_bytes)) is None:
+        while (data := self.receive_now(room)) is None:
             await self._wait_readable(limit)
         return data
-
-    def receive_now(self, max_bytes: int) -> bytes | None:
-        """See `Transport.receive_now`."""
-        if self._ended:
-            return b""
-        if self._read_failure is None:
-            try:
-                data = self.sock.recv(max_bytes)
-            except (BlockingIOError, InterruptedError):
-                self._bulk = False
-                return None
-            except OSError as exc:
-                # Without its traceback, which knows this frame.
-                self._read_failure = exc.with_traceback(None)
-            else:
-                self._bulk = len(data) >= BULK
-                if data:
-                    return data
-                # A break that the writer was told of reads like the peer's end, and so does our own, but is none.
-                self._read_failure = self._write_failure
-                self._ended = self._read_failure is None and not self.closed
-                if self._ended:
-                    return b""
-        raise self._error(self._read_failure, "read") from self._read_failure
-
-    def has_news(self) -> bool:
-        """See `Transport.has_news`."""
-        return self._ended or self._read_failure is not None
 
     def _wait_readable(self, limit: Limit) -> Awaitable[None]:
         if self.unsent and not self.users & WAITING:
@@ -144,14 +112,13 @@ class ReadinessTransport(Transport):
         """See `Transport.take_turns`. It is always due."""
         await self.waiter.library.checkpoint()
 
-    async def send(self, view: memoryview, limit: Limit) -> None:
+    async def send(self, data: memoryview, limit: Limit) -> None:
         """See `Transport.send`."""
         await self.take_turns()
-        sent = self.send_now(view)
-        while sent < len(view):
+        sent = self.send_now(data)
+        while sent < len(data):
             await self.wait_writable(limit)
-            with view[sent:] as rest:
-                sent += self.send_now(rest)
+            sent += self.send_now(data, sent)
 
     async def wait_either(self, limit: Limit) -> None:
         """See `Transport.wait_either`. By the user of the reading side."""

@@ -10,17 +10,18 @@ from lamina_interfaces import (
     DEFAULT_READ_SIZE,
     ArgumentTypeError,
     ArgumentValueError,
+    AsyncDirectReader,
     AsyncInterruptibleWriter,
     AsyncNetworkStream,
     AsyncPromptWriter,
     ConcurrencyError,
-    Limit,
     NetworkError,
     PromptCloser,
     TimingSpan,
+    start_limit,
 )
 from lamina_interfaces.dialing import format_address
-from lamina_interfaces.sockets import byte_view, check_read_size, socket_address
+from lamina_interfaces.sockets import byte_view, check_read_buffer, check_read_size, socket_address
 from lamina_interfaces.translation import network_error
 
 from ._transport import CLOSED, READING, SENDING, WAITING, WRITING
@@ -29,13 +30,15 @@ if TYPE_CHECKING:
     import ssl
     from typing import Self
 
-    from lamina_interfaces import BytesLike
+    from lamina_interfaces import BytesLike, Limit
 
     from ._tls import TLSChannel
     from ._transport import Transport
 
 
-class Stream(AsyncNetworkStream, AsyncInterruptibleWriter, AsyncPromptWriter, PromptCloser):
+class Stream(
+    AsyncNetworkStream, AsyncDirectReader, AsyncInterruptibleWriter, AsyncPromptWriter, PromptCloser
+):
     """What all streams are. The classes that are public have their own words."""
 
     def __init__(self, sock: socket.socket, *, timings: tuple[TimingSpan, ...] = ()) -> None:
@@ -63,26 +66,39 @@ class Stream(AsyncNetworkStream, AsyncInterruptibleWriter, AsyncPromptWriter, Pr
         """Wait for bytes, and return those that have come. See `AsyncNetworkStream.read`."""
         size = DEFAULT_READ_SIZE if max_bytes is None else check_read_size(max_bytes)
         transport = self._transport
-        limit = Limit(timeout, self._now, "read")
-        limit.check()
+        limit = start_limit(timeout, self._now, "read")
         transport.enter(READING, "read")
         try:
-            if self._tls is None:
-                return await transport.receive(size, limit)
-            return await self._tls.read(size, limit)
+            data: bytes = await (self._tls or transport).receive(size, limit)
+            return data
         except BaseException as exc:
             _note_cancellation(exc, limit)
             raise
         finally:
             transport.leave(READING)
 
+    async def read_into(self, buffer: bytearray | memoryview, timeout: float | None = None) -> int:
+        """Wait for bytes, put them into the buffer, and return how many. See `AsyncDirectReader.read_into`."""
+        transport = self._transport
+        # Released in any case, as by `write`.
+        with check_read_buffer(buffer) as view:
+            limit = start_limit(timeout, self._now, "read")
+            transport.enter(READING, "read")
+            try:
+                count: int = await (self._tls or transport).receive(view, limit)
+                return count
+            except BaseException as exc:
+                _note_cancellation(exc, limit)
+                raise
+            finally:
+                transport.leave(READING)
+
     async def write(self, buffer: BytesLike, timeout: float | None = None) -> None:
         """Send all the bytes. See `AsyncNetworkStream.write`."""
         transport = self._transport
-        limit = Limit(timeout, self._now, "write")
         # Released in any case: the traceback of an error keeps this frame, and would keep the buffer locked.
         with byte_view(buffer) as view:
-            limit.check()
+            limit = start_limit(timeout, self._now, "write")
             transport.enter(WRITING, "write")
             try:
                 if not view:
@@ -110,15 +126,16 @@ class Stream(AsyncNetworkStream, AsyncInterruptibleWriter, AsyncPromptWriter, Pr
             await self.write(buffer, timeout)
             with byte_view(buffer) as view:
                 return len(view)
-        limit = Limit(timeout, self._now, "write")
         with byte_view(buffer) as view:
-            limit.check()
+            limit = start_limit(timeout, self._now, "write")
             transport.enter(READING | WRITING, "write")
             try:
-                if self._tls is None:
-                    sent = await transport.send_until_readable(view, limit)
-                else:
+                if self._tls is not None:
                     sent = await self._tls.write_until_readable(view, limit)
+                else:
+                    sent = transport.send_at_once(view)
+                    if not sent or sent < len(view):
+                        sent = await transport.send_until_readable(view, limit, sent)
                 if transport.closed:  # and what can be read is our own end
                     raise network_error(OSError(CLOSED), "write")
                 return sent
@@ -149,8 +166,7 @@ class Stream(AsyncNetworkStream, AsyncInterruptibleWriter, AsyncPromptWriter, Pr
     async def wait_writable(self, timeout: float | None = None) -> None:
         """Wait until more can be sent, or something can be read. See `AsyncPromptWriter`."""
         transport = self._transport
-        limit = Limit(timeout, self._now, "write")
-        limit.check()
+        limit = start_limit(timeout, self._now, "write")
         reads = not transport.users & READING
         sides = READING | WAITING if reads else WAITING
         transport.enter(sides, "write")
@@ -214,8 +230,7 @@ class Stream(AsyncNetworkStream, AsyncInterruptibleWriter, AsyncPromptWriter, Pr
 
         from ._tls import TLSChannel
 
-        limit = Limit(timeout, self._now, "tls")
-        limit.check()
+        limit = start_limit(timeout, self._now, "tls")
         start = self._now()
         engine = TLSEngine(ssl_context, server_hostname, over=None if self._tls is None else self._tls.engine)
         channel = TLSChannel(self._transport, engine)

@@ -8,7 +8,7 @@ waits itself, and what is left over goes out behind what the writer sends.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lamina_interfaces import ConnectError, NetworkError, ReadError
 
@@ -75,18 +75,24 @@ class TLSChannel:
 
     # --- reading -------------------------------------------------------------------------------------------
 
-    async def read(self, max_bytes: int, limit: Limit) -> bytes:
-        """Wait for plaintext. By the user of the reading side."""
+    async def receive(self, room: int | memoryview, limit: Limit) -> Any:
+        """Wait for plaintext, as `Transport.receive` does. By the user of the reading side."""
         if self._at_hand:
             # What is at hand needs no wait, but a fast peer must not keep other tasks from running. Before the bytes
             # are taken: after that nothing can come in between, so none is ever lost.
             await self._transport.take_turns()
         while True:
-            data = self.engine.read(max_bytes)
+            received: Any
+            if isinstance(room, int):
+                received = self.engine.read(room)
+                is_full = received is not None and len(received) == room
+            else:
+                received = self.engine.read_into(room)
+                is_full = received == len(room)
             self._answer()
-            if data is not None:
-                self._at_hand = self._at_hand or len(data) == max_bytes or not data
-                return data
+            if received is not None:
+                self._at_hand = self._at_hand or is_full or not received
+                return received
             self._at_hand = False
             self._feed(await self._transport.receive(RECEIVE_SIZE, limit))
 

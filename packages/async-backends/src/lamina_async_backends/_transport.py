@@ -10,10 +10,11 @@ neither beside a write.
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 from os import getpid
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import ref
 
 from lamina_interfaces import ConcurrencyError
@@ -44,6 +45,19 @@ UNWATCHED = "the event loop cannot watch the socket"
 _SEND_FLAGS = getattr(socket, "MSG_NOSIGNAL", 0)
 
 _HAS_POLL = hasattr(select, "poll")  # not on Windows
+
+
+_forks = 0
+"""How many forks lie between this process and the one that loaded the module."""
+
+
+def _count_fork() -> None:
+    global _forks  # noqa: PLW0603 - a process has one such number
+    _forks += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_count_fork)
 
 
 class TimerHandle(Protocol):
@@ -111,6 +125,8 @@ class Transport:
     Args:
         sock: connected, non-blocking, the transport's from now on.
         now: the clock of the loop.
+        running: tells what runs in this thread.
+        home: what it returns in the loop.
 
     Attributes:
         sock: as given.
@@ -118,15 +134,22 @@ class Transport:
         closed: whether `close` was called.
         users: the sides that are in use.
         unsent: bytes that were queued, and that the system has not taken yet.
+        has_news: whether it is known, without asking the system, that `receive_now` would return something, or raise.
     """
 
-    def __init__(self, sock: socket.socket, now: Callable[[], float]) -> None:
+    def __init__(
+        self, sock: socket.socket, now: Callable[[], float], running: Callable[[], object], home: object
+    ) -> None:
         self.sock = sock
         self.now = now
         self.closed = False
         self.users = 0
         self.unsent: bytearray = bytearray()
+        self.has_news = False
+        self._running = running
+        self._home = home
         self._pid = getpid()
+        self._forks = _forks
         self._bulk = False
         # The system tells of a break only once, to whoever asks first; afterwards it looks like an orderly end.
         self._read_failure: OSError | None = None
@@ -143,9 +166,9 @@ class Transport:
             ConcurrencyError: there is another one, or this is another loop.
             NetworkError: the transport is closed, or the parent process's; or a write was broken off.
         """
-        if getpid() != self._pid:
+        if self._forks != _forks:
             raise network_error(OSError(INHERITED), phase)
-        if not self.is_here():
+        if self._running() is not self._home:
             raise ConcurrencyError("this stream belongs to another event loop", phase=phase)
         if common := sides & self.users:
             doing = "reading from" if common & READING else "writing to"
@@ -166,11 +189,15 @@ class Transport:
 
     def is_here(self) -> bool:
         """Whether its loop is the one that runs in this thread."""
-        raise NotImplementedError
+        return self._running() is self._home
 
     @property
     def inherited(self) -> bool:
-        """Whether this process has the transport from its parent."""
+        """Whether this process has the transport from its parent.
+
+        The system says so, for this is asked by whoever closes, and a handler of the fork may close before ours has
+        run. Every other operation only asks whether ours has run, for a system call costs as much as all of `enter`.
+        """
         return getpid() != self._pid
 
     @property
@@ -196,20 +223,25 @@ class Transport:
 
     # --- reading -------------------------------------------------------------------------------------------
 
-    async def receive(self, max_bytes: int, limit: Limit) -> bytes:
-        """Wait for bytes; `b""` at the end. By the user of the reading side."""
+    # Where `room` is the most bytes that there may be, those are what is received; where it is a buffer to put them
+    # into, it is their number. Both are false at the end. `Any` stands for that.
+
+    async def receive(self, room: int | memoryview, limit: Limit) -> Any:
+        """Wait for bytes; none at the end. By the user of the reading side."""
         raise NotImplementedError
 
-    def receive_now(self, max_bytes: int) -> bytes | None:
-        """The bytes that are there; `None` if there are none, `b""` at the end."""
-        raise NotImplementedError
+    def receive_now(self, room: int | memoryview) -> Any:
+        """The bytes that are there; `None` if there are none yet."""
+        if not self.has_news:
+            received = self._ask(room)
+            if received is not None or not self.has_news:
+                return received
+        return self._tell(room)
 
     def readable_now(self) -> bool:
         """Whether `receive_now` would return something, or raise."""
-        if self.has_news():
-            return True
-        if self.closed:
-            return True  # and its descriptor may be another's
+        if self.has_news or self.closed:
+            return True  # closed, its descriptor may be another's
         if not _HAS_POLL:
             return bool(select.select([self.sock], (), (), 0)[0])
         if self._poll is None:
@@ -218,25 +250,25 @@ class Transport:
             self._poll = poll  # only now: after an interrupt in between it would never see anything
         return bool(self._poll.poll(0))
 
-    def has_news(self) -> bool:
-        """Whether that is known without asking the system."""
-        raise NotImplementedError
-
     # --- writing -------------------------------------------------------------------------------------------
 
     async def take_turns(self) -> None:
         """Let other tasks go first, as often as it is due."""
         raise NotImplementedError
 
-    async def send(self, view: memoryview, limit: Limit) -> None:
+    async def send(self, data: memoryview, limit: Limit) -> None:
         """Send all of it, without a copy. By the user of the writing side."""
         raise NotImplementedError
 
-    def send_now(self, view: memoryview | bytearray | bytes) -> int:
-        """Send what the system takes at once; how many bytes that was."""
+    def send_now(self, data: bytes | bytearray | memoryview, start: int = 0) -> int:
+        """Send what the system takes at once, from `start` on; how many bytes that was."""
         if self._write_failure is None:
             try:
-                return self.sock.send(view, _SEND_FLAGS)
+                if not start:
+                    return self.sock.send(data, _SEND_FLAGS)
+                # Released in any case: the traceback of an error keeps this frame, and would keep the buffer locked.
+                with memoryview(data)[start:] as rest:
+                    return self.sock.send(rest, _SEND_FLAGS)
             except (BlockingIOError, InterruptedError):
                 return 0
             except OSError as exc:
@@ -245,13 +277,22 @@ class Transport:
                 self._write_failure = exc.with_traceback(None)
         raise self._error(self._write_failure, "write") from self._write_failure
 
-    async def send_until_readable(self, view: memoryview, limit: Limit) -> int:
-        """Send all of it, or less if something can be read before. By the user of both sides."""
-        sent = 0
-        await self.take_turns()
-        while sent < len(view) and not self.readable_now():
-            with view[sent:] as rest:
-                count = self.send_now(rest)
+    def send_at_once(self, data: memoryview) -> int:
+        """As much of `send_until_readable` as goes without a coroutine; how many bytes were sent."""
+        return 0
+
+    async def send_until_readable(self, data: memoryview, limit: Limit, sent: int) -> int:
+        """Send all of it, or less if something can be read before; how many bytes. By the user of both sides.
+
+        Args:
+            data: what to send.
+            limit: how long at most.
+            sent: how many bytes of it `send_at_once` has sent.
+        """
+        if not sent:
+            await self.take_turns()
+        while sent < len(data) and not self.readable_now():
+            count = self.send_now(data, sent)
             sent += count
             if not count:
                 await self.wait_either(limit)
@@ -298,6 +339,37 @@ class Transport:
             raise self._error(self._write_failure, "write") from self._write_failure
 
     # --- within --------------------------------------------------------------------------------------------
+
+    def _ask(self, room: int | memoryview) -> Any:
+        """Receive what is there; `None` if there is nothing, or if it is the end or an error, which are news."""
+        received: Any
+        try:
+            if isinstance(room, int):
+                received = self.sock.recv(room)
+                count, size = len(received), room
+            else:
+                received = count = self.sock.recv_into(room)
+                size = len(room)
+        except (BlockingIOError, InterruptedError):
+            self._bulk = False
+            return None
+        except OSError as exc:
+            # Without its traceback, which knows this frame.
+            self._read_failure = exc.with_traceback(None)
+        else:
+            if count:
+                self._bulk = count >= BULK or count == size
+                return received
+            # A break that the writer was told of reads like the peer's end, but is not.
+            self._read_failure = self._write_failure
+        self.has_news = True
+        return None
+
+    def _tell(self, room: int | memoryview) -> Any:
+        """The news: the end, or an error."""
+        if self._read_failure is None and not self.closed:  # closed by us, it reads like the peer's end, too
+            return b"" if isinstance(room, int) else 0
+        raise self._error(self._read_failure, "read") from self._read_failure
 
     def _error(self, exc: OSError | None, phase: Phase) -> NetworkError:
         if exc is None or self.closed:

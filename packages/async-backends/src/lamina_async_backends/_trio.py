@@ -18,6 +18,7 @@ TRIO = Library(
     checkpoint_if_cancelled=trio.lowlevel.checkpoint_if_cancelled,
     wait_readable=trio.lowlevel.wait_readable,
     wait_writable=trio.lowlevel.wait_writable,
+    wait_checks=True,
     open_nursery=trio.open_nursery,
     cancellations=lambda: 0,
     call_at=call_at,
