@@ -378,6 +378,11 @@ def send(pool: ConnectionPool, method: str = "GET", content: bytes | None = None
     pool.request(method, URL, headers=HEADERS, content=content)
 
 
+def send_open(pool: ConnectionPool) -> None:
+    """The same without credentials, so that its headers are remembered as a whole."""
+    pool.request("GET", URL, headers=HEADERS[:-1])
+
+
 async def asyncio_pause() -> None:
     """Let the loop go round once."""
     await asyncio.sleep(0)
@@ -394,6 +399,7 @@ LARGE_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % MEBIBYTE + byt
 PATHS = (
     HotPath("blocking GET", partial(Blocking, SMALL_ANSWER, send_built)),
     HotPath("blocking GET by request()", partial(Blocking, SMALL_ANSWER, send)),
+    HotPath("blocking GET without credentials", partial(Blocking, SMALL_ANSWER, send_open)),
     HotPath(
         "blocking POST of 1 KiB",
         partial(Blocking, SMALL_ANSWER, partial(send, method="POST", content=bytes(1024)), 1025),
