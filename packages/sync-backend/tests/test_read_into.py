@@ -1,4 +1,4 @@
-"""Reading into the caller's buffer, and reads that are left to wait in the system."""
+"""Reading into the caller's buffer, and reads without a limit."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ from lamina_interfaces import (
     close_deadline,
     open_deadline,
 )
-from lamina_sync_backend import SyncBackend, SyncStream, _transport
+from lamina_sync_backend import SyncBackend, SyncStream
 from lamina_sync_backend._transport import READING
 from sync_peers import PATIENCE, Peer, client_context, echo, in_thread, server_context, tls_echo, until
 from sync_tls import ServerTLS
@@ -45,15 +46,6 @@ def read_into(stream: SyncStream, timeout: float | None = None) -> bytes:
 
 
 ways = pytest.mark.parametrize("way", [read, read_into])
-
-
-@pytest.fixture(params=["waits in the read", "polls"])
-def way_of_waiting(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where calls can be told not to wait, and as elsewhere."""
-    if request.param == "polls":
-        monkeypatch.setattr(_transport, "_AT_ONCE", 0)
-    elif not _transport._AT_ONCE:
-        pytest.skip("this system cannot be told")
 
 
 # --- the buffer --------------------------------------------------------------------------------------------
@@ -158,7 +150,6 @@ def test_what_was_to_be_written_is_free_afterwards_whatever_came_of_it(pair: Pai
 
 
 @ways
-@pytest.mark.usefixtures("way_of_waiting")
 def test_a_read_without_a_limit_waits_and_a_limit_holds(
     way: Callable[[SyncStream, float | None], bytes],
 ) -> None:
@@ -175,7 +166,6 @@ def test_a_read_without_a_limit_waits_and_a_limit_holds(
 
 
 @ways
-@pytest.mark.usefixtures("way_of_waiting")
 @pytest.mark.parametrize("end", ["close", "abort"])
 def test_closing_wakes_a_read_without_a_limit(
     way: Callable[[SyncStream, float | None], bytes], end: str
@@ -190,35 +180,12 @@ def test_closing_wakes_a_read_without_a_limit(
         assert stream._transport.sock.fileno() == -1
 
 
-@pytest.mark.usefixtures("way_of_waiting")
 def test_a_closing_that_drops_what_has_come_waits_for_nothing() -> None:
     ours, theirs = socket.socketpair()
     with theirs:
         stream = SyncStream(ours)
         theirs.sendall(b"unread")
         stream.close()
-
-
-@ways
-@pytest.mark.parametrize("mode", [True, False], ids=["blocking", "non-blocking"])
-def test_the_mode_of_the_socket_does_not_matter(
-    way: Callable[[SyncStream, float | None], bytes], mode: bool
-) -> None:
-    """It belongs to all copies of a descriptor, and somebody may change it by one of them."""
-    if not _transport._AT_ONCE:
-        pytest.skip("here it does")
-    ours, theirs = socket.socketpair()
-    with SyncStream(ours) as stream, theirs, ours.dup() as copy:
-        copy.setblocking(mode)
-        reader = in_thread(lambda: way(stream, None))
-        until(lambda: stream._transport.users & READING)
-        theirs.sendall(b"late")
-        assert reader.result() == b"late"
-        with pytest.raises(ReadTimeout):
-            way(stream, 0.01)
-        assert stream.get_extra_info("is_readable") is False
-        with pytest.raises(TimeoutError):
-            stream.write(bytes(10_000_000), timeout=0.01)
 
 
 @ways
@@ -346,3 +313,24 @@ def test_a_handler_of_the_fork_that_closes_does_not_end_the_parents_connection(w
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=4 * PATIENCE
     )
     assert result.stdout == "b'still here'\n"
+
+
+def test_a_childs_copy_is_closed_and_refused_though_a_thread_of_the_parent_held_the_lock(pair: Pair) -> None:
+    stream, _ = pair
+    transport = stream._transport
+    transport._pid, transport._forks = -1, -1  # as in a child
+    is_held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with transport._lock:
+            is_held.set()
+            done.wait(PATIENCE)
+
+    holder = in_thread(hold)
+    assert is_held.wait(PATIENCE)
+    stream.close()
+    with pytest.raises(ReadError, match="parent process"):
+        stream.read()
+    assert holder.is_alive()
+    done.set()
+    holder.result()

@@ -789,7 +789,7 @@ def wait_for_socket(stream: SyncStream) -> None:
 
     def peek() -> bool:
         try:
-            return bool(sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+            return bool(sock.recv(1, socket.MSG_PEEK))
         except BlockingIOError:
             return False
 

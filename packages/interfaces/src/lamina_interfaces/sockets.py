@@ -42,6 +42,7 @@ DROPS = 4
 """How often that is done: a peer that sends without end is not waited for."""
 
 _LINGER = getattr(socket, "SO_LINGER", None)
+_AT_ONCE = getattr(socket, "MSG_DONTWAIT", 0)
 
 
 # --- arguments of streams ----------------------------------------------------------------------------------
@@ -159,11 +160,12 @@ def drop_incoming(sock: socket.socket) -> None:
     peer that there is room again: one that was waiting for it would not hear of our end.
 
     Args:
-        sock: non-blocking. One that is closed already is left alone.
+        sock: non-blocking; where the system can be told for one call, it need not be. One that is closed already is
+            left alone.
     """
     try:
         for _ in range(DROPS):
-            if not sock.recv(DROP_SIZE):
+            if not sock.recv(DROP_SIZE, _AT_ONCE):
                 return
     except OSError:
         pass  # there is nothing more, or the connection is broken anyway

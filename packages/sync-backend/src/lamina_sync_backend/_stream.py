@@ -46,8 +46,8 @@ class SyncStream(NetworkStream, DirectReader, InterruptibleWriter, PromptWriter)
     `abort` may be called from any thread and wake those who wait.
 
     Args:
-        sock: a connected stream socket (TCP or unix), not an `ssl.SSLSocket`. The stream's from now on, and so is
-            its mode (blocking or not).
+        sock: a connected stream socket (TCP or unix), not an `ssl.SSLSocket`. The stream's from now on; it is
+            made non-blocking.
         timings: how long the steps of connecting took.
     """
 

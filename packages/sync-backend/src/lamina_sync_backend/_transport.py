@@ -1,9 +1,7 @@
 """A connected socket, its users, and the end of its life.
 
-A thread waits in `poll`, so a time limit holds everywhere; the other calls do not wait. There is one exception: a read
-without any limit may be left to wait in the call that reads, which saves the poll. For that the socket is blocking, and
-all other calls are told not to wait (`MSG_DONTWAIT`). Where the system does not know that for all of them the socket is
-non-blocking, and such a read polls too. Nothing depends on the mode, which a copy of the descriptor may change.
+The socket is non-blocking. A thread waits in `poll` and nowhere else, so a time limit holds everywhere. It does so even
+where there is none: an interrupt that comes while `recv` waits takes the bytes with it that have come meanwhile.
 
 Closing from another thread. A file descriptor that is closed while somebody polls or reads it may be given to
 another connection in the same moment, and the reader would take that one's bytes. So a closed transport is only
@@ -16,22 +14,22 @@ write, which never waits) and what only waits may go on side by side, and neithe
 A look for data (`Look`) is a user as well, but one that never waits; so whoever finds a look waits for its end.
 
 A forked child has a copy of the descriptor. It may close its copy, but a shutdown (or a farewell of TLS) would
-end the parent's connection, so the process is remembered too. Whoever closes asks the system which process this is: a
-handler of the fork may close before ours has run. Every other operation only asks whether ours has run, for a system
-call would be a tenth of what it costs.
+end the parent's connection, so the process is remembered too. Whoever closes asks the system which process this is.
+Every other operation only asks whether our handler of forks has run, for a system call would be a tenth of what it
+costs. So a read or a write does not recognise a fork that runs no such handlers, made in C behind Python's back, nor
+does one in a handler that comes before ours.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-import sys
 import threading
 import time
 from os import getpid
 from typing import TYPE_CHECKING, overload
 
-from lamina_interfaces import NO_LIMIT, ConcurrencyError, WriteError
+from lamina_interfaces import ConcurrencyError, WriteError
 from lamina_interfaces.sockets import MAX_READ_SIZE, close_without_lingering, drop_incoming, make_non_blocking
 from lamina_interfaces.translation import network_error
 
@@ -50,11 +48,8 @@ WRITING = SENDING | WAITING
 BULK = 16 * 1024
 """After a read of so many bytes more are likely to be there, so the next one tries before it waits."""
 
-# macOS has the flag, and takes no notice of it when something is sent.
-_AT_ONCE = getattr(socket, "MSG_DONTWAIT", 0) if sys.platform == "linux" else 0
-
 # A process that handles SIGPIPE in its own way must not get one from us.
-_SEND_FLAGS = getattr(socket, "MSG_NOSIGNAL", 0) | _AT_ONCE
+_SEND_FLAGS = getattr(socket, "MSG_NOSIGNAL", 0)
 
 LOOK_PATIENCE = 1.0
 """Seconds for which another thread's look for data is waited for; it takes a fraction of a millisecond."""
@@ -97,17 +92,14 @@ class Look(User):
 
 
 class Transport:
-    """A socket that is waited for.
+    """A non-blocking socket that is waited for.
 
     Args:
-        sock: a connected socket, the transport's from now on.
+        sock: a connected socket, the transport's from now on. It is made non-blocking.
     """
 
     def __init__(self, sock: socket.socket) -> None:
-        if _AT_ONCE:
-            sock.setblocking(True)
-        else:
-            make_non_blocking(sock)
+        make_non_blocking(sock)
         self.sock = sock
         self.closed = False
         self.half_sent = False
@@ -181,6 +173,8 @@ class Transport:
 
     def settle(self) -> None:
         """Free the descriptor of a closed transport once nobody uses it."""
+        if self.inherited:
+            return  # which has closed its copy, and whose lock may be held by a thread that is not here
         with self._lock:
             if self.closed and not self.users:
                 close_without_lingering(self.sock)
@@ -219,7 +213,6 @@ class Transport:
                 return
             try:
                 if gracefully and fresh and not self.users:
-                    make_non_blocking(self.sock)
                     drop_incoming(self.sock)
                 self.sock.shutdown(socket.SHUT_RDWR)
             except OSError:
@@ -244,8 +237,6 @@ class Transport:
         Returns:
             The bytes, or how many they are; `b""` or 0 at the end.
         """
-        if _AT_ONCE and limit is NO_LIMIT["read"] and (taken := self.receive_now(room, 0)) is not None:
-            return taken
         # A small message is usually waited for: asking first saves a call that fails.
         if not self._bulk:
             wait(self._poll_for_reading(), limit)
@@ -254,25 +245,24 @@ class Transport:
         return taken
 
     @overload
-    def receive_now(self, room: int, flags: int = ...) -> bytes | None: ...
+    def receive_now(self, room: int) -> bytes | None: ...
     @overload
-    def receive_now(self, room: memoryview, flags: int = ...) -> int | None: ...
+    def receive_now(self, room: memoryview) -> int | None: ...
     @overload
-    def receive_now(self, room: int | memoryview, flags: int = ...) -> bytes | int | None: ...
+    def receive_now(self, room: int | memoryview) -> bytes | int | None: ...
 
-    def receive_now(self, room: int | memoryview, flags: int = _AT_ONCE) -> bytes | int | None:
-        """As `receive`, but take what is there; `None` if there is nothing yet. With other `flags` it may wait."""
+    def receive_now(self, room: int | memoryview) -> bytes | int | None:
+        """As `receive`, but take what is there; `None` if there is nothing yet."""
         taken: bytes | int
         if self._ended:
             return b"" if isinstance(room, int) else 0
         if self._read_failure is None:
-            window = self._window
             try:
                 if isinstance(room, int):
-                    taken = self.sock.recv(min(room, window), flags)
+                    taken = self.sock.recv(min(room, self._window))
                     size = len(taken)
                 else:
-                    taken = size = self.sock.recv_into(room, 0, flags)
+                    taken = size = self.sock.recv_into(room)
             except (BlockingIOError, InterruptedError):
                 self._bulk = False
                 return None
@@ -283,8 +273,8 @@ class Transport:
                 self._bulk = size >= BULK
                 if size:
                     if self._bulk:
-                        window -= size
-                        self._window = window if window >= BULK else MAX_READ_SIZE
+                        left = self._window - size
+                        self._window = left if left >= BULK else MAX_READ_SIZE
                     return taken
                 # Our own shutdown, or a break that the writer was told of, reads like the peer's end but is not.
                 self._read_failure = self._write_failure
