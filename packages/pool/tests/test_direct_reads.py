@@ -12,8 +12,16 @@ from hypothesis import strategies as st
 
 import pool_helpers
 from lamina_interfaces import NetworkStream, ReadError, ReadTimeout, RemoteProtocolError
-from lamina_pool import BodyReceived, ConnectionPool, PoolEvent, Request, Response, _connection
-from lamina_pool._connection import MAX_DIRECT_BYTES, MIN_DIRECT_BYTES
+from lamina_pool import (
+    BodyReceived,
+    ConnectionPool,
+    PoolEvent,
+    Request,
+    Response,
+    ResponseStateError,
+    _connection,
+)
+from lamina_pool._connection import MAX_DIRECT_BYTES, MIN_DIRECT_BYTES, HTTP11Connection
 from pool_helpers import (
     EOF,
     HEAD,
@@ -245,7 +253,32 @@ class Wrapper(NetworkStream):
         return getattr(self.inner, name)
 
 
-@pytest.mark.parametrize("kind", [Counting, Wrapper])
+class WrapperOfDerived(NetworkStream):
+    """One that passes on all, around somebody's own class."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.inner = Counting(*arguments)
+
+    def __getattribute__(self, name: str) -> Any:
+        inner = object.__getattribute__(self, "__dict__").get("inner")
+        return object.__getattribute__(self, name) if inner is None else getattr(inner, name)
+
+
+class CountingInstance(DirectStream):
+    """The same by an attribute of the one instance."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.count = 0
+        self.read = self._counted  # type: ignore[method-assign] # which is the point
+
+    def _counted(self, max_bytes: int | None = None, timeout: float | None = None) -> bytes:
+        data = DirectStream.read(self, max_bytes, timeout)
+        self.count += len(data)
+        return data
+
+
+@pytest.mark.parametrize("kind", [Counting, Wrapper, WrapperOfDerived, CountingInstance])
 def test_nobodys_own_read_is_passed_by(kind: type[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool_helpers, "DirectStream", kind)
     backend = direct(HEAD, ANSWER, HEAD, OK)
@@ -255,3 +288,40 @@ def test_nobodys_own_read_is_passed_by(kind: type[Any], monkeypatch: pytest.Monk
         assert stream.count == len(ANSWER)
         assert not any("into" in call for call in reads(backend))
         assert pool.request("GET", URL).content == b"ok"
+
+
+def test_what_a_custom_stream_has_for_bytes_becomes_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = DirectStream.read
+
+    def read_mutable(self: Any, max_bytes: int | None = None, timeout: float | None = None) -> Any:
+        return bytearray(read(self, max_bytes, timeout))
+
+    monkeypatch.setattr(pool_helpers.WatchfulStream, "read", read_mutable)
+    backend = ScriptedBackend([HEAD, *cut(ANSWER, [BODY_AT])])
+    with checked_pool(backend) as pool:
+        content = pool.request("GET", URL).content
+        assert type(content) is bytes
+        assert content == BODY
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_an_interrupt_while_the_whole_body_is_taken_leaves_nothing_open(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = HTTP11Connection.take_whole
+
+    def struck(self: HTTP11Connection) -> bytes:
+        if place == "after":
+            take(self)
+        raise KeyboardInterrupt
+
+    with checked_pool(direct(HEAD, OK)) as pool:
+        reply = ask(pool)
+        with monkeypatch.context() as patch:
+            patch.setattr(HTTP11Connection, "take_whole", struck)
+            with pytest.raises(KeyboardInterrupt):
+                reply.read()
+        assert pool.stats().connections == 0
+        stream: Any = reply.stream
+        with pytest.raises(ResponseStateError):
+            stream.read_whole()

@@ -462,3 +462,12 @@ def check_anything(text: str | bytes) -> None:
     assert url.port is None or 1 <= url.port <= 65535
     if url.scheme and url.host:
         assert URL(whole) == url
+
+
+@pytest.mark.parametrize(
+    "text", ["http://" + "a" * 50_000 + " ", "//" + "a" * 50_000 + "\n", "a" * 50_000 + "\x7f"]
+)
+def test_a_long_url_is_refused_as_fast_as_it_is_read(text: str) -> None:
+    """Where the parts gave back what they had taken this took a minute."""
+    with pytest.raises(InvalidURL, match="contains"):
+        URL(text)

@@ -126,8 +126,13 @@ class ResponseBody:
             pool = self._pool
             if not self.is_open or self._switched or not (pool._world.is_blocking or pool._runtime.is_here()):
                 return b""
-            if data := self._connection.take_whole():
-                self._is_complete = True
+            try:
+                data = self._connection.take_whole()
+                self._is_complete = bool(data)
+            except BaseException:
+                self._end(reusable=False)
+                raise
+            if data:
                 self._give_back_whole()
             return data
         finally:

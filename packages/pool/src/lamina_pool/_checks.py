@@ -127,7 +127,7 @@ def check_request(request: Request, *, blocking: bool = True) -> RequestFraming:
         line = request_line(method, target)
         block = None if line is None else header_block(fields)
         if line is not None and block is not None:
-            _, data, length, wants_keep_alive, expects_continue = block
+            data, length, wants_keep_alive, expects_continue = block
             written = line + data, length or 0
         else:
             if not _is_token(method):

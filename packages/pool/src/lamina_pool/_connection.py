@@ -426,8 +426,8 @@ class HTTP11Connection:
                 if not data and (missing := session.missing):
                     # What comes now is the body, up to what is missing: the session only has to count it.
                     data = await self._read(timeout)
-                    if not 0 < len(data) <= missing:
-                        session.receive(data)
+                    if type(data) is not bytes or not 0 < len(data) <= missing:
+                        session.receive(data)  # the end, too much, or what a custom stream has for bytes
                         continue
                     session.skip_body(len(data))
                 if data:
@@ -454,7 +454,7 @@ class HTTP11Connection:
         return data
 
     async def receive_body_whole(self, timeout: float | None) -> bytes:
-        """The same for whoever wants all of it: waits for more than is here, if that can be read into its place.
+        """As `receive_body`, for whoever wants all of it: waits for more, if that can be read into its place.
 
         What has come when it fails is lost, as it is to whoever wants all or nothing.
         """

@@ -53,15 +53,17 @@ class StreamFace(Generic[S]):
 def reads_directly(stream: object) -> bool:
     """Whether a stream has `read_into`, and nobody has put a `read` of his own before it that would be passed by.
 
-    Whoever records, counts or limits what is read does so in a class derived from ours, or in a wrapper that passes on
-    all that it does not know.
+    Whoever records, counts or limits what is read does so in a class derived from ours, in a wrapper that passes on all
+    that it does not know, or on the one instance.
     """
+    if "read" in getattr(stream, "__dict__", ()):
+        return False
     for kind in type(stream).__mro__:
         if "read_into" in vars(kind):
             return True
         if "read" in vars(kind):
             return False
-    return hasattr(stream, "read_into")
+    return False
 
 
 def pieces_of(buffer: BytesLike) -> Iterator[tuple[int, bytes]]:

@@ -401,7 +401,9 @@ class HTTP11Session:
         if self._judge is not None:
             self._begin()
             return
-        # What else there is is as it was, or is set before it is looked at.
+        # Where it is reusable the buffer is empty, nothing is left, no answer was early and the peer has not ended, as
+        # at the beginning. The rest is set by the next head that is sent (method, length of the body), or that comes
+        # (status, length, whether the server keeps the connection), before anybody looks at it.
         self.has_answer_begun = False
         self._progress = _UNSENT
         self._awaited = _HEAD

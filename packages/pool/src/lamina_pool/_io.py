@@ -184,7 +184,7 @@ class Exchange(Protocol):
         ...
 
     async def receive_body_whole(self, timeout: float | None) -> bytes:
-        """The same for whoever wants all of it: may wait for more than is here, even for all."""
+        """As `receive_body`, for whoever wants all of it: may wait for more than is here, even for all."""
         ...
 
     async def drain(self) -> None:

@@ -41,13 +41,13 @@ MAX_PORT = 65535
 MAX_KNOWN_URL = 256
 
 # RFC 3986, appendix B, with a scheme that keeps to its own rule and an authority kept apart from a path. Without what
-# `_unprintable` finds.
+# `_unprintable` finds; and since the parts have characters in common, none gives back what it has taken.
 _split = re.compile(
-    r"(?:(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*):)?"
-    r"(?://(?P<authority>[^/?#\x00-\x20\x7f]*))?"
-    r"(?P<path>[^?#\x00-\x20\x7f]*)"
-    r"(?P<query>\?[^#\x00-\x20\x7f]*)?"
-    r"(?:#[^\x00-\x20\x7f]*)?",
+    r"(?:(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*+):)?"
+    r"(?://(?P<authority>[^/?#\x00-\x20\x7f]*+))?"
+    r"(?P<path>[^?#\x00-\x20\x7f]*+)"
+    r"(?P<query>\?[^#\x00-\x20\x7f]*+)?"
+    r"(?:#[^\x00-\x20\x7f]*+)?",
 ).fullmatch
 _unprintable = re.compile(r"[\x00-\x20\x7f]").search
 _host_and_port = re.compile(
