@@ -18,6 +18,7 @@ import warnings
 import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -564,6 +565,86 @@ def test_an_alarm_between_waking_and_sleeping_is_not_lost_G08() -> None:
         until(lambda: core._scheduler.waiting == 1)
         del dropped["first"]
         assert waiting.result(5.0).content == b"/x"
+
+
+def test_what_an_interrupt_has_left_undone_is_seen_by_whoever_falls_asleep_just_then_G08() -> None:
+    """The closing that it was to wait for is lost while it is in the midst of its own step."""
+    backend = MemoryBackend()
+    with ConnectionPool(network_backend=backend, max_connections=1, max_keepalive_connections=0) as pool:
+        reply = pool.handle_request(request_for(URL))
+        core, stream = pool._pool, backend.streams[0]
+        create_event, close = core._runtime.create_event, stream.close
+        falls_asleep, is_struck = threading.Event(), threading.Event()
+
+        def create_late() -> Any:
+            falls_asleep.set()
+            assert is_struck.wait(10)
+            return create_event()
+
+        def struck() -> None:
+            stream.close = close  # type: ignore[method-assign] # so that it is struck once
+            waiting.append(Worker(lambda: pool.request("GET", URL)))
+            assert falls_asleep.wait(10)
+            raise KeyboardInterrupt
+
+        waiting: list[Any] = []
+        core._runtime = Mock(wraps=core._runtime)
+        core._runtime.create_event = create_late
+        stream.close = struck  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            reply.read()
+        is_struck.set()
+        assert waiting[0].result(5.0).status == 200
+
+
+def test_an_alarm_for_whoever_is_leaving_is_not_lost_to_the_next_G08() -> None:
+    """An interrupted request gives its claim back; the alarm of a dropped response still goes to it."""
+    backend = MemoryBackend(half)
+    with ConnectionPool(network_backend=backend, max_connections=1) as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        core = pool._pool
+        held = [pool.handle_request(request_for(URL))]
+        sleep = core._sleep_until_served
+        waiting: list[Any] = []
+
+        class Sleepers(dict[Any, None]):
+            def pop(self, waiter: Any, default: Any = None) -> Any:
+                if held and len(self) == 2:
+                    backend.answer = echo
+                    Worker(held.clear).result(5.0)
+                return super().pop(waiter, default)
+
+        async def struck(claim: Any, limit: Any, lone: Any = None) -> None:
+            core._sleep_until_served = sleep  # type: ignore[method-assign]
+            waiting.append(Worker(lambda: pool.request("GET", URL)))
+            until(lambda: len(core._sleepers) == 2)
+            raise KeyboardInterrupt
+
+        core._sleepers = Sleepers()
+        core._sleep_until_served = struck  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            pool.request("GET", URL)
+        assert waiting[0].result(5.0).status == 200
+
+
+def test_an_interrupt_between_giving_back_and_telling_who_waits_is_made_good_G08() -> None:
+    backend = MemoryBackend()
+    with ConnectionPool(network_backend=backend, max_connections=1) as pool:
+        core = pool._pool
+        reply: Any = pool.handle_request(request_for(URL))
+        waiting = Worker(lambda: pool.request("GET", URL))
+        until(lambda: core._scheduler.waiting == 1)
+        settle = core._settle
+
+        def struck() -> None:
+            core._settle = settle  # type: ignore[method-assign]
+            raise KeyboardInterrupt
+
+        core._settle = struck  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            reply.read()
+        del reply  # which is when its finaliser runs
+        assert waiting.result(5.0).status == 200
 
 
 def test_a_dropped_response_is_taken_back_by_whoever_gives_back_the_next_G08() -> None:

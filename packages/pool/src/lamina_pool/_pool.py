@@ -128,11 +128,15 @@ class Claim:
             reusable: whether the connection, if there is one, can take another request. Otherwise it is aborted.
             idle_seconds: how long the server will keep it, by what it said in answer; `None` if nothing was asked.
         """
-        if self.is_open and self.release(reusable=reusable, idle_seconds=idle_seconds):
-            self._pool._settle()
+        if self.is_open:
+            self.release(reusable=reusable, idle_seconds=idle_seconds)
+            # Open until that is done, too: if an interrupt keeps us from it our finaliser wakes somebody who does it.
+            if self._pool._is_unsettled:
+                self._pool._settle()
+            self.is_open = False
 
-    def release(self, *, reusable: bool, idle_seconds: float | None = None) -> object:
-        """The same, but what is to be done in consequence, if something is, is left to whoever settles next."""
+    def release(self, *, reusable: bool, idle_seconds: float | None = None) -> None:
+        """The same, but what is to be done in consequence is left to whoever settles next. May be repeated."""
         pool, waiter, opened = self._pool, self.waiter, self.connection
         if reusable:
             # Whoever gets it next must not lose it if we are interrupted and our finaliser comes this way again.
@@ -147,17 +151,15 @@ class Claim:
                 if connection is not None:
                     reusable = connection.give_up()
         event = pool._scheduler.release
-        if self.record is None:
-            is_left = pool._step_of(waiter, event, waiter, pool._now(), reusable, idle_seconds)
+        if self.record is None or self.record.has_ended:
+            pool._step_of(waiter, event, waiter, pool._now(), reusable, idle_seconds)
         else:
             observed = partial(event, reusable=reusable, idle_seconds=idle_seconds)
             closed = None if reusable else opened
-            is_left = pool._step_of(waiter, pool._end_observed, waiter, observed, self.record, closed)
+            pool._step_of(waiter, pool._end_observed, waiter, observed, self.record, closed)
         if pool._sleepers:
             pool._sleepers.pop(waiter, None)  # where an interrupt kept it from falling asleep
-        self.is_open = False
         self.connection = None
-        return is_left
 
     def __del__(self) -> None:
         # A constructor that was interrupted has left some of it out.
@@ -241,20 +243,17 @@ class Pool:
         """One event of the scheduler. Its actions are carried out by `_settle`, outside of the lock."""
         self._step_of(_NOBODY, event, *arguments)
 
-    def _step_of(self, waiter: Waiter, event: Event, *arguments: Any) -> object:
-        """The same for an event that is about a waiter, which is mostly among the arguments as well.
-
-        Returns:
-            Something true if there is anything to settle now.
-        """
+    def _step_of(self, waiter: Waiter, event: Event, *arguments: Any) -> None:
+        """The same for an event that is about a waiter, which is mostly among the arguments as well."""
         lock = self._lock
         if lock._is_owned():
             self._put_off.append((waiter, event, arguments))
-            return None  # whoever is in it will settle
+            return
         with lock:
             if self._torn is not None or self._is_doubtful:
                 self._make_good()
             self._torn = waiter
+            is_put_off = False
             while True:
                 actions = event(*arguments)
                 if actions:
@@ -263,13 +262,19 @@ class Pool:
                     waiter.payload = self._runtime.create_event()
                     self._sleepers[waiter] = None
                 self._torn = None
+                if is_put_off:
+                    # Only now: an interrupt must not lose it, and none of these does harm if it is repeated.
+                    self._put_off.popleft()
                 if not self._put_off:
                     break
                 waiter, event, arguments = self._put_off[0]
+                is_put_off = True
                 self._torn = waiter
-                self._put_off.popleft()  # not before: whoever is interrupted in between must not lose it
-        # Not within: what is put off at the last moment is seen here.
-        return self._todo or self._abandoned or self._put_off
+
+    @property
+    def _is_unsettled(self) -> bool:
+        """Whether there is anything to settle. To be asked last: then nothing can come that nobody is told of."""
+        return bool(self._todo or self._abandoned or self._put_off or self._is_doubtful)
 
     def _make_good(self) -> None:
         if self._torn is None:
@@ -292,9 +297,9 @@ class Pool:
         """Carry out what there is to do, until there is nothing."""
         if self._lock._is_owned():
             return  # whoever is in it will
-        if self._torn is not None or self._is_doubtful or self._put_off:
-            self._step(_no_event)  # for what is to be made good
         try:
+            if self._torn is not None or self._is_doubtful or self._put_off:
+                self._step(_no_event)  # for what is to be made good
             while self._todo or self._abandoned:
                 if self._abandoned:
                     self._reclaim()
@@ -354,6 +359,7 @@ class Pool:
                 return
             if claim.is_open:
                 claim.release(reusable=False)
+                claim.is_open = False
                 if self._observer is not None:
                     self._observer.leave(claim.record)
             try:
@@ -543,7 +549,8 @@ class Pool:
             self._reclaim()
         waiter = claim.waiter
         expected = PRESUMED_STREAMS if claim.key.protocols[0] == "h2" else 1
-        if self._step_of(waiter, self._scheduler.acquire, waiter, self._now(), expected):
+        self._step_of(waiter, self._scheduler.acquire, waiter, self._now(), expected)
+        if self._is_unsettled:
             self._settle()
         if waiter.state is _GRANTED and waiter.payload is None and claim.record is None:
             exchange: Exchange = waiter.slot.connection.begin()  # type: ignore[union-attr] # it is granted
@@ -583,6 +590,8 @@ class Pool:
         exchange = self._take_granted(claim)
         if record is not None:
             self._step_of(waiter, self._note_acquired, waiter, record)
+            if self._is_unsettled:
+                self._settle()
             self._tell(record)
         return exchange
 
