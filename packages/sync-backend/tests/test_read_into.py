@@ -307,7 +307,7 @@ theirs.close()
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("way", ["close", "abort"])
 def test_a_handler_of_the_fork_that_closes_does_not_end_the_parents_connection(way: str) -> None:
-    """I04: it may run before the handler that counts forks."""
+    """I04."""
     program = CLOSED_BY_A_HANDLER.format(way=way)
     result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=4 * PATIENCE
@@ -315,10 +315,42 @@ def test_a_handler_of_the_fork_that_closes_does_not_end_the_parents_connection(w
     assert result.stdout == "b'still here'\n"
 
 
+FORKED_IN_C = """
+import ctypes, os, socket
+from lamina_interfaces import ReadError, WriteError
+from lamina_sync_backend import SyncStream
+
+ours, theirs = socket.socketpair()
+stream = SyncStream(ours)
+theirs.sendall(b"the parent's")
+child = ctypes.PyDLL(None).fork()
+if not child:
+    refused = 0
+    for step in (stream.read, lambda: stream.read_into(bytearray(9)), lambda: stream.write_now(b"x")):
+        try:
+            step()
+        except (ReadError, WriteError):
+            refused += 1
+    os._exit(refused)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), stream.read(timeout=20))
+stream.close()
+theirs.close()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the C library's fork")
+def test_a_child_that_was_forked_in_c_does_not_use_the_parents_connection_I04() -> None:
+    """No handler of Python's runs then: so it is with uWSGI, unless that is told otherwise."""
+    result = subprocess.run(
+        [sys.executable, "-c", FORKED_IN_C], capture_output=True, text=True, check=True, timeout=4 * PATIENCE
+    )
+    assert result.stdout == '3 b"the parent\'s"\n'
+
+
 def test_a_childs_copy_is_closed_and_refused_though_a_thread_of_the_parent_held_the_lock(pair: Pair) -> None:
     stream, _ = pair
     transport = stream._transport
-    transport._pid, transport._forks = -1, -1  # as in a child
+    transport._pid = -1  # as in a child
     is_held, done = threading.Event(), threading.Event()
 
     def hold() -> None:

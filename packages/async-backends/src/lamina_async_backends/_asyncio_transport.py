@@ -257,7 +257,7 @@ class AsyncioTransport(Transport):
 
     def send_at_once(self, data: memoryview) -> int:
         """See `Transport.send_at_once`. All of it, nearly always."""
-        if self._turns >= TURNS or self.readable_now():
+        if not data or self._turns >= TURNS or self.readable_now():
             return 0
         self._turns += 1
         return self.send_now(data)

@@ -10,7 +10,6 @@ neither beside a write.
 
 from __future__ import annotations
 
-import os
 import select
 import socket
 from os import getpid
@@ -45,19 +44,6 @@ UNWATCHED = "the event loop cannot watch the socket"
 _SEND_FLAGS = getattr(socket, "MSG_NOSIGNAL", 0)
 
 _HAS_POLL = hasattr(select, "poll")  # not on Windows
-
-
-_forks = 0
-"""How many forks lie between this process and the one that loaded the module."""
-
-
-def _count_fork() -> None:
-    global _forks  # noqa: PLW0603 - a process has one such number
-    _forks += 1
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_count_fork)
 
 
 class TimerHandle(Protocol):
@@ -149,7 +135,6 @@ class Transport:
         self._running = running
         self._home = home
         self._pid = getpid()
-        self._forks = _forks
         self._bulk = False
         # The system tells of a break only once, to whoever asks first; afterwards it looks like an orderly end.
         self._read_failure: OSError | None = None
@@ -166,7 +151,7 @@ class Transport:
             ConcurrencyError: there is another one, or this is another loop.
             NetworkError: the transport is closed, or the parent process's; or a write was broken off.
         """
-        if self._forks != _forks:
+        if getpid() != self._pid:
             raise network_error(OSError(INHERITED), phase)
         if self._running() is not self._home:
             raise ConcurrencyError("this stream belongs to another event loop", phase=phase)
@@ -195,8 +180,7 @@ class Transport:
     def inherited(self) -> bool:
         """Whether this process has the transport from its parent.
 
-        The system says so, for this is asked by whoever closes, and a handler of the fork may close before ours has
-        run. Every other operation only asks whether ours has run, for a system call costs as much as all of `enter`.
+        The system says so: a fork that is made in C may run no handlers of Python's.
         """
         return getpid() != self._pid
 

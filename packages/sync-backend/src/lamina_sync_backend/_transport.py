@@ -14,15 +14,13 @@ write, which never waits) and what only waits may go on side by side, and neithe
 A look for data (`Look`) is a user as well, but one that never waits; so whoever finds a look waits for its end.
 
 A forked child has a copy of the descriptor. It may close its copy, but a shutdown (or a farewell of TLS) would
-end the parent's connection, so the process is remembered too. Whoever closes asks the system which process this is.
-Every other operation only asks whether our handler of forks has run, for a system call would be a tenth of what it
-costs. So a read or a write does not recognise a fork that runs no such handlers, made in C behind Python's back, nor
-does one in a handler that comes before ours.
+end the parent's connection, so the process is remembered too. Each operation asks the system which process this is: a
+fork that is made in C may run no handlers of Python's (uWSGI's does not, unless told to), and two processes that share
+a connection would get each other's answers.
 """
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 import time
@@ -30,7 +28,12 @@ from os import getpid
 from typing import TYPE_CHECKING, overload
 
 from lamina_interfaces import ConcurrencyError, WriteError
-from lamina_interfaces.sockets import MAX_READ_SIZE, close_without_lingering, drop_incoming, make_non_blocking
+from lamina_interfaces.sockets import (
+    MAX_READ_SIZE,
+    close_without_lingering,
+    drop_incoming,
+    make_non_blocking,
+)
 from lamina_interfaces.translation import network_error
 
 from ._waiting import READ, WRITE, new_poll, wait
@@ -63,19 +66,6 @@ _BROKE = "the connection broke"
 _HALF_SENT = "an earlier write was not completed"
 
 
-_forks = 0
-"""How many forks lie between this process and the one that loaded the module."""
-
-
-def _count_fork() -> None:
-    global _forks  # noqa: PLW0603 - a process has one such number
-    _forks += 1
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_count_fork)
-
-
 class User:
     """One operation on a stream."""
 
@@ -104,7 +94,6 @@ class Transport:
         self.closed = False
         self.half_sent = False
         self._pid = getpid()
-        self._forks = _forks
         # Re-entrant: a finaliser may call `close` while this very thread is in one of the short sections below.
         self._lock = threading.RLock()
         self.reader: User | None = None
@@ -133,7 +122,7 @@ class Transport:
             ConcurrencyError: there is another one.
             NetworkError: the transport is closed, or the parent process's; or a write was broken off.
         """
-        if self._forks != _forks:
+        if getpid() != self._pid:
             # Before the lock, which a thread that does not exist here may hold.
             raise network_error(OSError(_INHERITED), phase)
         if not self._entered(user, sides, phase):
