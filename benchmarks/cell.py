@@ -264,7 +264,16 @@ def run_fresh(row: Row, name: str, url: str, warm_up: float, seconds: float) -> 
     command = [sys.executable, "-c", FRESH[name], url]
 
     def once() -> int:
-        subprocess.run(command, check=True, timeout=30, stdin=subprocess.DEVNULL)
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL) as process:
+            # With a time limit `wait` would only look now and then whether the process has ended, up to 50 ms too late.
+            guard = threading.Timer(30.0, process.kill)
+            guard.start()
+            try:
+                status = process.wait()
+            finally:
+                guard.cancel()
+        if status:
+            raise subprocess.CalledProcessError(status, command)
         return FILES[row.file]
 
     repeat(once, warm_up, FILES[row.file])
