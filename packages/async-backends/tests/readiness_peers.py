@@ -1,4 +1,4 @@
-"""Peers on loopback for the tests of the backends of trio and anyio: servers in threads, dead addresses, resolvers."""
+"""Peers on loopback for the tests of the backends: servers in threads, dead addresses, resolvers; and all worlds."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import anyio
 import anyio.lowlevel
 import trustme
 
+from lamina_async_backends import AnyIOBackend, AsyncioBackend, TrioBackend
 from lamina_interfaces import AsyncResolver, ResolvedAddress, Resolver
 
 if TYPE_CHECKING:
@@ -28,6 +29,16 @@ PATIENCE = 10.0
 
 SMALL = 16 * 1024
 """Bytes that our system takes, so that little is on the way."""
+
+
+ALL_WORLDS: dict[str, tuple[Any, str, dict[str, Any]]] = {
+    "asyncio": (AsyncioBackend, "asyncio", {}),
+    "uvloop": (AsyncioBackend, "asyncio", {"use_uvloop": True}),
+    "anyio-asyncio": (AnyIOBackend, "asyncio", {}),
+    "anyio-trio": (AnyIOBackend, "trio", {}),
+    "trio": (TrioBackend, "trio", {}),
+}
+"""The backends, asyncio's too, each with what it runs in and that one's options."""
 
 
 # --- what is open, and what happens elsewhere --------------------------------------------------------------

@@ -13,7 +13,6 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from lamina_async_backends import AnyIOBackend, AsyncioBackend, TrioBackend
 from lamina_async_backends._asyncio_transport import TURNS
 from lamina_async_backends._transport import READING
 from lamina_interfaces import (
@@ -28,20 +27,12 @@ from lamina_interfaces import (
     current_runtime,
     open_deadline,
 )
-from readiness_peers import PATIENCE, Peer, Server, rounds, until
+from readiness_peers import ALL_WORLDS, PATIENCE, Peer, Server, rounds, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_is_left", "no_task_is_left")]
-
-WORLDS: dict[str, tuple[Any, str, dict[str, Any]]] = {
-    "asyncio": (AsyncioBackend, "asyncio", {}),
-    "uvloop": (AsyncioBackend, "asyncio", {"use_uvloop": True}),
-    "anyio-asyncio": (AnyIOBackend, "asyncio", {}),
-    "anyio-trio": (AnyIOBackend, "trio", {}),
-    "trio": (TrioBackend, "trio", {}),
-}
 
 NUMBERS = b"".join(struct.pack("!I", number) for number in range(1 << 17))
 """Half a megabyte in which each piece can be told from every other."""
@@ -50,12 +41,12 @@ BLANK = b"\xaa"
 """What a buffer is full of, so that bytes are seen which nobody reported."""
 
 
-@pytest.fixture(params=WORLDS)
+@pytest.fixture(params=ALL_WORLDS)
 def world(request: pytest.FixtureRequest) -> tuple[Any, str, dict[str, Any]]:
     """Of asyncio too."""
     if request.param == "uvloop":
         pytest.importorskip("uvloop")
-    return WORLDS[request.param]
+    return ALL_WORLDS[request.param]
 
 
 @pytest.fixture(params=[0, 1, 2], ids=["plain", "TLS", "TLS in TLS"])

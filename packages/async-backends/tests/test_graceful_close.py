@@ -9,32 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lamina_async_backends import AnyIOBackend, AsyncioBackend, TrioBackend
-from readiness_peers import PATIENCE, Peer, client_context, tls_peer, until
+from readiness_peers import ALL_WORLDS, PATIENCE, Peer, client_context, tls_peer, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_is_left")]
 
-WORLDS: dict[str, tuple[Any, str, dict[str, Any]]] = {
-    "asyncio": (AsyncioBackend, "asyncio", {}),
-    "uvloop": (AsyncioBackend, "asyncio", {"use_uvloop": True}),
-    "anyio-asyncio": (AnyIOBackend, "asyncio", {}),
-    "anyio-trio": (AnyIOBackend, "trio", {}),
-    "trio": (TrioBackend, "trio", {}),
-}
-
 LAST_WORDS = bytes(160 * 1024)
 """More than the peer's system takes, and less than what ours does."""
 
 
-@pytest.fixture(params=WORLDS)
+@pytest.fixture(params=ALL_WORLDS)
 def world(request: pytest.FixtureRequest) -> tuple[Any, str, dict[str, Any]]:
     """Of asyncio too."""
     if request.param == "uvloop":
         pytest.importorskip("uvloop")
-    return WORLDS[request.param]
+    return ALL_WORLDS[request.param]
 
 
 def _read_late(sent: threading.Event, go_on: threading.Event, ends: list[object]) -> Callable[[Any], None]:

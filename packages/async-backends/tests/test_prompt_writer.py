@@ -12,7 +12,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from lamina_async_backends import AnyIOBackend, AsyncioBackend, TrioBackend
+from lamina_async_backends import AsyncioBackend
 from lamina_interfaces import (
     ArgumentTypeError,
     AsyncPromptWriter,
@@ -25,20 +25,12 @@ from lamina_interfaces import (
     current_runtime,
     open_deadline,
 )
-from readiness_peers import PATIENCE, Server, ServerTLS, has_ended, rounds, until
+from readiness_peers import ALL_WORLDS, PATIENCE, Server, ServerTLS, has_ended, rounds, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_is_left", "no_task_is_left")]
-
-WORLDS: dict[str, tuple[Any, str, dict[str, Any]]] = {
-    "asyncio": (AsyncioBackend, "asyncio", {}),
-    "uvloop": (AsyncioBackend, "asyncio", {"use_uvloop": True}),
-    "anyio-asyncio": (AnyIOBackend, "asyncio", {}),
-    "anyio-trio": (AnyIOBackend, "trio", {}),
-    "trio": (TrioBackend, "trio", {}),
-}
 
 NUMBERS = b"".join(struct.pack("!I", number) for number in range(1 << 18))
 """A megabyte in which each piece can be told from every other."""
@@ -47,12 +39,12 @@ SLICE = 128 * 1024
 """What may wait unsent over TLS."""
 
 
-@pytest.fixture(params=WORLDS)
+@pytest.fixture(params=ALL_WORLDS)
 def world(request: pytest.FixtureRequest) -> tuple[Any, str, dict[str, Any]]:
     """Of asyncio too."""
     if request.param == "uvloop":
         pytest.importorskip("uvloop")
-    return WORLDS[request.param]
+    return ALL_WORLDS[request.param]
 
 
 @pytest.fixture(params=[0, 1, 2], ids=["plain", "TLS", "TLS in TLS"])

@@ -392,15 +392,12 @@ class HTTP11Connection:
     # --- the response --------------------------------------------------------------------------------------
 
     async def _receive_head(self, timeout: float | None) -> ResponseHead:
-        session = self._session
-        if not session.has_answer_begun:
-            session.receive(await self._read(timeout))
         while True:
-            event = session.next_event()
-            if type(event) is ResponseHead:
-                return event
+            event = self._session.next_event()
             if event is None:
-                session.receive(await self._read(timeout))
+                await self._fill(timeout)
+            elif isinstance(event, ResponseHead):
+                return event
 
     async def _receive_head_within(self, limit: Limit) -> ResponseHead:
         while True:

@@ -257,13 +257,11 @@ class HTTP11Session:
 
     def take_whole(self) -> bytes:
         """The body, if that is of declared length, all of it has come and nothing was taken yet; otherwise `b""`."""
-        data, length = self._buffer, self._length
-        if not 0 < length == self._left <= len(data) or self._awaited != _LENGTH or self._judge is not None:
+        if not 0 < self._length == self._left <= len(self._buffer):
             return b""
-        self._buffer = data[length:]
-        self._left = 0
-        self._awaited = _NOTHING
-        return data[:length]
+        data = self.take_body()
+        self.take_end()
+        return data
 
     def take_end(self) -> bool:
         """Whether the body has been taken to its end; then the answer is complete. If not, ask `next_event`."""
